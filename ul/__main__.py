@@ -1,0 +1,91 @@
+"""The command line: python -m ul render | verify | info | nb-run | nb-clean."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import nb
+from .config import InputError
+
+
+def _render(args) -> None:
+    from . import data, rooms
+
+    out = args.root / args.name
+    if out.exists():
+        raise InputError(f"{out} exists; remove it or name another --root")
+    count = {"rooms": lambda: rooms.render(out, progress=_line), "mnist": lambda: data.embed_mnist(out)}[args.name]()
+    print(f"{out}: {count} images")
+
+
+def _line(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _verify(args) -> None:
+    from . import data
+
+    for part in data.SOURCES[args.name].parts:
+        split = data.load(args.name, part, root=args.root)
+        print(f"{split.name}: {len(split)} images read, all files whole, contents {split.digest()}")
+
+
+def _info(args) -> None:
+    from . import data
+
+    source = data.SOURCES[args.name]
+    print(f"{args.name}: target {source.target}, {source.classes} classes, benchmark size {source.size or 'as stored'}")
+    for part in source.parts:
+        split = data.load(args.name, part, root=args.root)
+        print(f"  {part}: {len(split)} images {tuple(split.images.shape[1:])}, targets {', '.join(split.targets)}")
+
+
+def _nb_run(args) -> None:
+    nb.run(args.source, args.target, nb.parameters_from(args.params, args.p))
+
+
+def _nb_clean(args) -> None:
+    nb.clean(args.source, args.target)
+
+
+def _data_command(commands, name: str, action, choices, text: str) -> None:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("name", choices=choices)
+    parser.add_argument("--root", type=Path, default=Path("data"), help="folder that holds data sets (default data)")
+    parser.set_defaults(action=action)
+
+
+def _notebook_command(commands, name: str, action, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("source")
+    parser.add_argument("target")
+    parser.set_defaults(action=action)
+    return parser
+
+
+def parser() -> argparse.ArgumentParser:
+    """The only argument parser of the project."""
+    names = ("cifar10", "mnist", "rooms", "taskonomy")
+    top = argparse.ArgumentParser(prog="python -m ul", description="Tools beside the notebooks.")
+    commands = top.add_subparsers(required=True, metavar="command")
+    _data_command(commands, "render", _render, ("mnist", "rooms"), "make an embedded data set anew (extra `render`)")
+    _data_command(commands, "verify", _verify, names, "read every file of a data set and check it")
+    _data_command(commands, "info", _info, names, "what a data set holds")
+    run = _notebook_command(commands, "nb-run", _nb_run, "execute a notebook with checked parameters")
+    run.add_argument("--params", action="append", default=[], metavar="FILE:KEY", help="section of a YAML file")
+    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter")
+    _notebook_command(commands, "nb-clean", _nb_clean, "copy a notebook without outputs and editor metadata")
+    return top
+
+
+def main() -> None:
+    """Run a command; a user's mistake ends in one line on stderr and exit status 1."""
+    args = parser().parse_args()
+    try:
+        args.action(args)
+    except (InputError, nb.NotebookError, FileExistsError, ImportError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

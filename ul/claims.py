@@ -1,0 +1,105 @@
+"""The paper's claims with rules fixed before the results, and verdicts measured by them."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from . import tables
+from .stats import Interval
+
+HOLDS, FAILS, UNDECIDED, NOT_TESTED = "holds", "does not hold", "undecided", "not tested"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row: what the paper says (our words), where, and the rule that decides."""
+
+    text: str
+    source: str
+    rule: str
+
+
+CLAIMS: dict[str, Claim] = {
+    "C1": Claim(
+        "UEs that break the task they were made for leave other Taskonomy tasks learnable", "paper, figure 1",
+        "protection >= .5 on the own task and <= .2 on >= 2 dense tasks, for >= 3 methods",
+    ),
+    "C2": Claim(
+        "clean and poisoned runs converge differently; only a part of the parameters takes another path",
+        "paper, section 3",
+        "share of differing weights (FDR .05) above the clean null, < 50 %; transplanted they recover >= half the gap",
+    ),
+    "C3": Claim(
+        "SAL is lower under UEs and not under TAP", "paper, section 4",
+        "lambda(poison)/lambda(noise) < 1 for em, ops, ar; >= 1 for tap",
+    ),
+    "C4": Claim("UD orders methods as test accuracy does", "paper, section 5", "Spearman rho > .5, >= 6 methods"),
+    "C5": Claim(
+        "UD(TAP) > 1 > UD of true UEs", "paper, table 1",
+        "each interval excludes 1: em, ops, ar, lsp below; tap above",
+    ),
+    "C6": Claim("defenses raise UD, JPEG most", "paper, table 2", "jpeg's mean gain > 0 and above every other defense"),
+    "C7": Claim(
+        "stronger architectures have higher UD", "paper, table 3",
+        "UD(vit) - max UD(CNN) > 0 in >= half the methods, pooled interval > 0",
+    ),
+}  # fmt: skip
+
+
+def side(interval: Interval, bound: float, *, above: bool) -> str:
+    """HOLDS if the interval lies on the claimed side of `bound`, FAILS if wholly on the other, else UNDECIDED."""
+    if above:
+        return HOLDS if interval.low > bound else FAILS if interval.high < bound else UNDECIDED
+    return HOLDS if interval.high < bound else FAILS if interval.low > bound else UNDECIDED
+
+
+def all_of(verdicts: dict[str, str], wanted: list[str]) -> str:
+    """One verdict for a rule over methods: one failure decides; a method without a run leaves it not tested."""
+    if FAILS in verdicts.values():
+        return FAILS
+    if set(wanted) - set(verdicts):
+        return NOT_TESTED
+    return UNDECIDED if UNDECIDED in verdicts.values() else HOLDS
+
+
+def verdicts(frame: pd.DataFrame, floor: float) -> pd.DataFrame:
+    """Rows claim, text, source, rule, measured, interval, n, verdict for one block of the benchmark."""
+    measured = {
+        "C3": _per_method(frame, ["em", "ops", "ar"], ["tap"], against=tables.NOISE, floor=floor),
+        "C4": _ranks(frame),
+        "C5": _per_method(frame, ["em", "ops", "ar", "lsp"], ["tap"], against=tables.CLEAN, floor=floor),
+    }
+    empty = {"measured": "", "interval": "", "n": 0, "verdict": NOT_TESTED}
+    rows = [
+        {"claim": name, "text": c.text, "source": c.source, "rule": c.rule} | measured.get(name, empty)
+        for name, c in CLAIMS.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _per_method(frame: pd.DataFrame, below: list[str], above: list[str], *, against: str, floor: float) -> dict:
+    have = [m for m in below + above if m in set(frame["method"])]
+    found = {m: tables.compare(frame, m, "ud_layers", against=against, log=True, floor=floor) for m in have}
+    sides = {m: side(found[m], 1, above=m in above) for m in have}
+    missing = [m for m in below + above if m not in have]
+    return {
+        "measured": "; ".join(f"{m} {found[m].estimate:.3f} ({sides[m]})" for m in have)
+        + (f"; no run of {', '.join(missing)} yet" if missing else ""),
+        "interval": "; ".join(f"{m} [{found[m].low:.3f}, {found[m].high:.3f}]" for m in have),
+        "n": min((found[m].n for m in have), default=0),
+        "verdict": all_of(sides, below + above),
+    }
+
+
+def _ranks(frame: pd.DataFrame) -> dict:
+    found = tables.rank_correlation(frame)
+    interval = found["interval"]
+    if interval is None:
+        return {"measured": "UD does not vary", "interval": "", "n": 0, "verdict": UNDECIDED}
+    enough = found["methods"] >= tables.FEWEST_METHODS
+    return {
+        "measured": f"rho {interval.estimate:.3f} over {found['methods']} methods; exact p of means {found['p']:.3f}",
+        "interval": f"[{interval.low:.3f}, {interval.high:.3f}]",
+        "n": interval.n,
+        "verdict": side(interval, 0.5, above=True) if enough else UNDECIDED,
+    }

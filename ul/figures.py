@@ -1,0 +1,147 @@
+"""Figures: functions take arrays and axes, return axes and save nothing but in `save`; one style for all."""
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .records import write_bytes
+
+# Okabe and Ito's colours, told apart by colour-blind readers; a method keeps its colour in every figure.
+COLOURS = {
+    "clean": "#000000", "noise": "#999999", "em": "#D55E00", "lsp": "#0072B2", "ops": "#009E73", "ar": "#CC79A7",
+    "tap": "#E69F00",
+}  # fmt: skip
+STYLE = {
+    "svg.hashsalt": "ul", "svg.fonttype": "none", "font.size": 8, "axes.titlesize": 9, "axes.spines.top": False,
+    "axes.spines.right": False, "figure.dpi": 110, "savefig.dpi": 160, "figure.constrained_layout.use": True,
+    "legend.frameon": False, "image.cmap": "viridis",
+}  # fmt: skip
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The one style, inside a `with` block."""
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def use_style() -> None:
+    """The one style for the rest of a notebook."""
+    matplotlib.rcParams.update(STYLE)
+
+
+def save(figure: Figure, stem: Path | str | None) -> None:
+    """`<stem>.svg` and `<stem>.png`, the same bytes on every run; None writes nothing."""
+    if stem is None:
+        return
+    for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+        buffer = io.BytesIO()
+        with matplotlib.rc_context({"svg.hashsalt": "ul"}):
+            figure.savefig(buffer, format=kind, metadata=metadata)
+        write_bytes(Path(f"{stem}.{kind}"), buffer.getvalue())
+
+
+def colour(method: str) -> str:
+    """A method's colour; grey-brown for one without an own."""
+    return COLOURS.get(method, "#7f6a4f")
+
+
+def show(ax: Axes, image: np.ndarray, title: str = "", **options) -> Axes:
+    """An image [c,h,w] (c = 1 or 3) or [h,w] without axes."""
+    image = np.asarray(image)
+    if image.ndim == 3:
+        image = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
+    ax.imshow(image, interpolation="nearest", **({"cmap": "gray"} if image.ndim == 2 else {}) | options)
+    ax.set_title(title)
+    ax.set_axis_off()
+    return ax
+
+
+def gallery(rows: dict[str, np.ndarray], *, cell: float = 0.75) -> Figure:
+    """One row of images [n,c,h,w] in 0..255 for each name."""
+    count = len(next(iter(rows.values())))
+    size = (cell * count + 1.0, cell * len(rows) + 0.1)
+    figure, axes = plt.subplots(len(rows), count, figsize=size, squeeze=False)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for ax, image in zip(line, images, strict=True):
+            show(ax, image, vmin=0, vmax=255)
+        line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center")
+    return figure
+
+
+def heat_maps(
+    maps: dict[str, np.ndarray], layers: Sequence[str], epochs: Sequence[int], *, beta: float | None
+) -> Figure:
+    """SAL [epochs, layers] (nats) of several conditions side by side on one logarithmic scale.
+
+    The learnable threshold `beta`, if given, is marked on the colour bar; white dots mark layers above it.
+    """
+    values = np.concatenate([m.ravel() for m in maps.values()])
+    positive = values[values > 0]
+    norm = matplotlib.colors.LogNorm(max(positive.min(), positive.max() * 1e-5), positive.max())
+    size = (1.35 * len(maps) + 1.9, 0.2 * len(layers) + 1.0)
+    figure, axes = plt.subplots(1, len(maps), figsize=size, sharey=True, squeeze=False)
+    for ax, (name, sal) in zip(axes[0], maps.items(), strict=True):
+        picture = ax.pcolormesh(sal.T, norm=norm, edgecolors="white", linewidth=0.3)
+        high, low = np.nonzero(sal > (np.inf if beta is None else beta))
+        ax.plot(high + 0.5, low + 0.5, "w.", markersize=3)
+        ax.set(title=name, xticks=np.arange(len(epochs)) + 0.5, xticklabels=epochs, xlabel="epoch")
+    axes[0, 0].set(yticks=np.arange(len(layers)) + 0.5, yticklabels=layers)
+    axes[0, 0].invert_yaxis()
+    bar = figure.colorbar(picture, ax=axes, label="SAL (nats), mean over seeds")
+    if beta is not None:
+        bar.ax.axhline(beta, color="white", linewidth=1.5)
+        bar.ax.text(-0.4, beta, "β", ha="right", va="center")
+    return figure
+
+
+def intervals(ax: Axes, frame, column: str, *, label: str, reference: float | None = None) -> Axes:
+    """One point with its 95 % interval for each row of a summary table (columns column, column_low, column_high)."""
+    for place, (_, row) in enumerate(frame[::-1].iterrows()):
+        span = np.abs([[row[column] - row[f"{column}_low"]], [row[f"{column}_high"] - row[column]]])
+        ax.errorbar(row[column], place, xerr=np.nan_to_num(span), fmt="o", color=colour(row["method"]), capsize=2)
+    ax.set(
+        yticks=range(len(frame)), yticklabels=[f"{m} (n={n})" for m, n in zip(frame.method, frame.n, strict=True)][::-1]
+    )
+    if reference is not None:
+        ax.axvline(reference, color="#bbbbbb", linewidth=0.8, zorder=0)
+    ax.set_xlabel(label)
+    return ax
+
+
+def scatter(ax: Axes, frame, *, x: str, y: str, labels: tuple[str, str]) -> Axes:
+    """A point a run, coloured and named by method at its mean."""
+    for method, part in frame.groupby("method", sort=False):
+        ax.plot(part[x], part[y], "o", color=colour(method), alpha=0.6, markersize=4)
+        ax.annotate(method, (part[x].mean(), part[y].mean()), textcoords="offset points", xytext=(6, 4))
+    ax.set(xlabel=labels[0], ylabel=labels[1])
+    return ax
+
+
+def curves(ax: Axes, lines: dict[str, np.ndarray], *, ylabel: str) -> Axes:
+    """float[seeds, epochs] a method: mean over seeds with the range as a band."""
+    for name, values in lines.items():
+        values = np.atleast_2d(values)
+        epochs = np.arange(1, values.shape[1] + 1)
+        ax.plot(epochs, values.mean(0), color=colour(name), label=f"{name} (n={len(values)})")
+        ax.fill_between(epochs, values.min(0), values.max(0), color=colour(name), alpha=0.2, linewidth=0)
+    ax.set(xlabel="epoch", ylabel=ylabel)
+    ax.legend()
+    return ax
+
+
+def spectrum(ax: Axes, delta: np.ndarray) -> Axes:
+    """Mean log10 amplitude of the perturbation's Fourier transform, float[n,c,h,w] in units of [0, 1]; centre is 0."""
+    amplitude = np.abs(np.fft.fftshift(np.fft.fft2(delta), axes=(-2, -1))).mean((0, 1))
+    h, w = amplitude.shape
+    picture = ax.imshow(np.log10(amplitude + 1e-4), extent=(-w / 2, w / 2, -h / 2, h / 2))
+    ax.set(xlabel="cycles per image", ylabel="cycles per image", title="spectrum")
+    plt.colorbar(picture, ax=ax, label="log10 amplitude")
+    return ax

@@ -1,0 +1,99 @@
+"""Result records: JSON with whole configuration, written atomically; progress lines beside them."""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from .config import InputError
+
+PACKAGES = ("torch", "numpy", "scikit-learn", "pandas")
+PROGRESS = "UL_PROGRESS"
+
+
+def rounded(value, digits: int = 6):
+    """`value` with every float in it cut to `digits` significant digits, so that text stays short and stable."""
+    if isinstance(value, dict):
+        return {k: rounded(v, digits) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(v, digits) for v in value]
+    if isinstance(value, float) and math.isfinite(value):
+        return float(f"{value:.{digits}g}")
+    return value
+
+
+def write_bytes(path: Path | str, content: bytes) -> Path:
+    """Write under a temporary name in the same folder, then rename: a reader never sees half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: Path | str, content: str) -> Path:
+    """`write_bytes` for UTF-8 text with Unix line ends."""
+    return write_bytes(path, content.encode())
+
+
+def save(record: dict, path: Path | str) -> Path:
+    """Write a record as JSON (sorted keys, floats of 6 digits). Raises ValueError for NaN or infinity."""
+    return write_text(path, json.dumps(rounded(record), indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def load(path: Path | str) -> dict:
+    """Read one record. Raises InputError if the file is missing or not JSON."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; run `dvc repro` first") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not a JSON record ({error}); run `dvc repro` again") from None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def digest(*arrays) -> str:
+    """First 16 hex digits of the SHA-256 over the bytes of numpy arrays, their shapes and dtypes."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(f"{array.dtype}{array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()[:16]
+
+
+def note(line: str) -> None:
+    """Append a line to the progress file of this run; without one (interactive use) do nothing."""
+    if path := os.environ.get(PROGRESS):
+        with open(path, "a") as f:
+            f.write(line + "\n")
+
+
+def progress(items: Iterable, label: str, total: int) -> Iterator:
+    """Iterate with a tqdm bar in interactive use, with lines in the progress file under the runner."""
+    if os.environ.get(PROGRESS):
+        yield from _noted(items, label, total)
+        return
+    from tqdm import tqdm
+
+    yield from tqdm(items, desc=label, total=total, file=sys.stderr)
+
+
+def _noted(items: Iterable, label: str, total: int) -> Iterator:
+    every = max(1, total // 10)
+    for done, item in enumerate(items, 1):
+        yield item
+        if done % every == 0 or done == total:
+            note(f"{label}: {done}/{total}")

@@ -1,0 +1,102 @@
+"""Intervals and rank correlation for few seeds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import permutations
+from math import factorial
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats as scipy_stats
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its interval; `n` paired values made it. low = high = nan where n < 2 says nothing."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    level: float = 0.95
+
+    def __str__(self) -> str:
+        return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}], n = {self.n}"
+
+
+def student(values: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Mean of float[n] with its Student-t interval. Raises ValueError for no value or a value that is not finite."""
+    v = np.asarray(values, dtype=float)
+    if v.ndim != 1 or v.size == 0 or not np.isfinite(v).all():
+        raise ValueError(f"an interval needs finite numbers, one a seed; got {v}")
+    if len(v) < 2:
+        return Interval(float(v[0]), float("nan"), float("nan"), 1, level)
+    half = scipy_stats.t.ppf((1 + level) / 2, len(v) - 1) * v.std(ddof=1) / np.sqrt(len(v))
+    return Interval(float(v.mean()), float(v.mean() - half), float(v.mean() + half), len(v), level)
+
+
+def paired(
+    a: ArrayLike, b: ArrayLike, *, log: bool = False, floor: float | None = None, level: float = 0.95
+) -> Interval:
+    """Student-t interval of a - b over seeds (values in the same order); with `log` of the ratio a / b.
+
+    log: the geometric mean ratio; zeros are raised to `floor` first, which must be given if there are any.
+    Raises ValueError for unequal lengths and, with log, for values <= 0 without a floor.
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if a.shape != b.shape:
+        raise ValueError(f"paired values must come from the same seeds: {a.shape} and {b.shape}")
+    if not log:
+        return student(a - b, level=level)
+    if floor is not None:
+        a, b = np.maximum(a, floor), np.maximum(b, floor)
+    if (a <= 0).any() or (b <= 0).any():
+        raise ValueError("a ratio on the log scale needs values above 0; give a floor for zeros")
+    t = student(np.log(a / b), level=level)
+    return Interval(float(np.exp(t.estimate)), float(np.exp(t.low)), float(np.exp(t.high)), t.n, level)
+
+
+def bootstrap(values: ArrayLike, statistic: Callable, *, seed: int, reps: int = 2000, level: float = 0.95) -> Interval:
+    """Percentile bootstrap over the first axis of `values`; for 10 units or more (ValueError below)."""
+    v = np.asarray(values, dtype=float)
+    if len(v) < 10:
+        raise ValueError(f"the bootstrap is for 10 units or more, got {len(v)}; use `paired`")
+    rng = np.random.default_rng(seed)
+    draws = [statistic(v[rng.integers(0, len(v), len(v))]) for _ in range(reps)]
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(statistic(v)), float(low), float(high), len(v), level)
+
+
+def rank_correlation(x: ArrayLike, y: ArrayLike, *, reps: int = 20_000, seed: int = 0) -> tuple[float, float]:
+    """Spearman's rho of two float[n] and its two-sided permutation p: exact up to n = 8, above by `reps` shuffles.
+
+    Raises ValueError below n = 3. A constant x or y has no order: rho is nan, p is 1.
+    """
+    rx, ry = (scipy_stats.rankdata(v) for v in (x, y))
+    if len(rx) != len(ry) or len(rx) < 3:
+        raise ValueError(f"a rank correlation needs three pairs or more, got {len(rx)} and {len(ry)}")
+    if np.ptp(rx) == 0 or np.ptp(ry) == 0:
+        return float("nan"), 1.0
+    cx, cy = rx - rx.mean(), ry - ry.mean()
+    scale = np.sqrt((cx @ cx) * (cy @ cy))
+    rhos = _orders(cy, reps, seed) @ cx / scale
+    rho = float(cx @ cy / scale)
+    extreme = (np.abs(rhos) >= abs(rho) - 1e-12).sum()
+    exact = factorial(len(cx)) == len(rhos)
+    return rho, float(extreme / len(rhos) if exact else (extreme + 1) / (len(rhos) + 1))
+
+
+def _orders(values: np.ndarray, reps: int, seed: int) -> np.ndarray:
+    if len(values) <= 8:
+        return np.array(list(permutations(values)))
+    return np.random.default_rng(seed).permuted(np.tile(values, (reps, 1)), axis=1)
+
+
+def holm(p: ArrayLike) -> np.ndarray:
+    """Holm's step-down adjusted p values, in the order given (Holm 1979)."""
+    p = np.asarray(p, dtype=float)
+    order = np.argsort(p)
+    steps = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(steps, 1)
+    return adjusted

@@ -1,0 +1,157 @@
+"""Tables from records: UD and accuracy a run, intervals a condition, rank correlation; written as csv, md and tex."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from . import records, stats, ud
+
+CLEAN, NOISE = "clean", "noise"
+BLOCK = ["dataset", "architecture", "defense"]
+FEWEST_METHODS = 6  # a rank correlation over fewer methods decides nothing
+
+
+def load(folder: Path | str, conditions: list[str]) -> list[dict]:
+    """All runs of the named conditions, `<folder>/<condition>.json` each, in order. Raises InputError if one lacks."""
+    return [run for name in conditions for run in records.load(Path(folder) / f"{name}.json")["runs"]]
+
+
+def sal_matrix(run: dict, value: str = "sal") -> np.ndarray:
+    """SAL of a run, float[epochs, layers] in nats (`value`: sal, s_max or s_min)."""
+    return np.array([probe[value] for probe in run["sal"]], dtype=float)
+
+
+def layer_weights(run: dict) -> np.ndarray:
+    """Weights of each probed layer, int[layers]."""
+    return np.array(run["sal"][0]["weights"])
+
+
+def threshold(clean: list[dict]) -> float:
+    """Learnable threshold of the clean runs, mean over seeds (for figures; UD uses each seed's own)."""
+    return float(np.mean([ud.threshold(sal_matrix(run)) for run in clean]))
+
+
+def floor(runs: list[dict]) -> float:
+    """The stated floor of UD on the log scale: half a layer at one probed epoch, of all layers and epochs."""
+    return 0.5 / sal_matrix(runs[0]).size
+
+
+def key(run: dict) -> tuple:
+    """(dataset, architecture, defense, method, seed) of a run."""
+    config = run["config"]
+    return (*(config[name] for name in BLOCK), config["method"], config["seed"])
+
+
+def benchmark(runs: list[dict]) -> pd.DataFrame:
+    """One row a run: BLOCK, method, seed, test_accuracy (0..1), ud_layers, ud_weights.
+
+    UD is against the clean run of the same data, architecture and seed without a defense. Raises ValueError if that
+    run is missing.
+    """
+    clean = {key(run): run for run in runs if run["config"]["method"] == CLEAN}
+    rows = []
+    for run in runs:
+        dataset, architecture, *_, seed = key(run)
+        twin = clean.get((dataset, architecture, "none", CLEAN, seed))
+        if twin is None:
+            raise ValueError(f"no clean run of {dataset}, {architecture}, seed {seed}; train it for UD to have a base")
+        rows.append([*key(run), run["history"]["test_accuracy"][-1], *_distances(run, twin)])
+    return pd.DataFrame(rows, columns=[*BLOCK, "method", "seed", "test_accuracy", "ud_layers", "ud_weights"])
+
+
+def _distances(run: dict, twin: dict) -> tuple[float, float]:
+    sal, clean = sal_matrix(run), sal_matrix(twin)
+    return ud.distance(sal, clean), ud.distance(sal, clean, weights=layer_weights(twin))
+
+
+def compare(frame: pd.DataFrame, method: str, column: str, *, against: str = NOISE, **options) -> stats.Interval:
+    """Paired interval of one method's column minus (with log=True: over) another's, in one block of the benchmark."""
+    by_seed = frame.pivot(index="seed", columns="method", values=column)
+    return stats.paired(by_seed[method], by_seed[against], **options)
+
+
+def by_method(frame: pd.DataFrame, floors: dict[str, float]) -> pd.DataFrame:
+    """One row a block and method: mean accuracy, its paired difference to noise, geometric mean UD, intervals and n.
+
+    floors: UD's floor for each data set. p: two-sided t-test of log UD against 0 (UD = 1), Holm over the methods.
+    """
+    rows = [
+        dict(zip(BLOCK, block, strict=True)) | {"method": method} | _summary(part, method, floors[block[0]])
+        for block, part in frame.groupby(BLOCK, sort=False)
+        for method in part["method"].unique()
+    ]
+    return pd.DataFrame(rows).pipe(_adjusted)
+
+
+def _summary(part: pd.DataFrame, method: str, low: float) -> dict:
+    accuracy = stats.student(part.loc[part["method"] == method, "test_accuracy"])
+    out = {"n": accuracy.n} | _columns("test_accuracy", accuracy)
+    out |= _columns("accuracy_minus_noise", compare(part, method, "test_accuracy"))
+    for unit in ("ud_layers", "ud_weights"):
+        out |= _columns(unit, compare(part, method, unit, against=CLEAN, log=True, floor=low))
+    return out | {"p_ud_layers": _p_value(part, method, low)}
+
+
+def _columns(name: str, interval: stats.Interval) -> dict:
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _p_value(part: pd.DataFrame, method: str, low: float) -> float:
+    from scipy.stats import ttest_1samp
+
+    values = np.log(np.maximum(part.loc[part["method"] == method, "ud_layers"], low))
+    if method == CLEAN or len(values) < 2 or np.ptp(values) == 0:
+        return float("nan")
+    return float(ttest_1samp(values, 0).pvalue)
+
+
+def _adjusted(frame: pd.DataFrame) -> pd.DataFrame:
+    """Holm within each block; conditions without a test keep nan."""
+    frame["p_holm"] = float("nan")
+    for _, part in frame.groupby(BLOCK):
+        tested = part["p_ud_layers"].dropna()
+        frame.loc[tested.index, "p_holm"] = stats.holm(tested)
+    return frame
+
+
+def rank_correlation(frame: pd.DataFrame, unit: str = "ud_layers") -> dict:
+    """Spearman's rho of UD with test accuracy over methods (clean left out: its UD is 1 by definition), one block.
+
+    rho per seed with its t-interval over seeds; p: exact permutation over methods of the seed means.
+    """
+    part = frame[frame["method"] != CLEAN]
+    per_seed = [stats.rank_correlation(g[unit], g["test_accuracy"])[0] for _, g in part.groupby("seed")]
+    means = part.groupby("method")[[unit, "test_accuracy"]].mean()
+    rho, p = stats.rank_correlation(means[unit], means["test_accuracy"])
+    finite = [r for r in per_seed if np.isfinite(r)]
+    return {"interval": stats.student(finite) if finite else None, "rho_of_means": rho, "p": p, "methods": len(means)}
+
+
+def ranks(frame: pd.DataFrame) -> pd.DataFrame:
+    """`rank_correlation` of every block and unit as rows, with the verdict of the fixed rule (rho > .5)."""
+    rows = []
+    for block, part in frame.groupby(BLOCK, sort=False):
+        for unit in ("ud_layers", "ud_weights"):
+            found = rank_correlation(part, unit)
+            row = dict(zip(BLOCK, block, strict=True)) | {"unit": unit, "methods": found["methods"]}
+            interval = found["interval"]
+            row |= _columns("rho", interval) | {"seeds": interval.n} if interval else {}
+            rows.append(row | {"rho_of_means": found["rho_of_means"], "p_exact": found["p"]})
+    return pd.DataFrame(rows)
+
+
+def write(frame: pd.DataFrame, stem: Path | str, *, digits: int = 4) -> None:
+    """`<stem>.csv`, `.md` and `.tex`, numbers of `digits` significant digits, lines ending in a newline."""
+    short = frame.map(lambda v: float(f"{v:.{digits}g}") if isinstance(v, float) else v)
+    stem = Path(stem)
+    records.write_text(stem.with_suffix(".csv"), short.to_csv(index=False, lineterminator="\n"))
+    records.write_text(stem.with_suffix(".md"), short.to_markdown(index=False) + "\n")
+    records.write_text(stem.with_suffix(".tex"), short.to_latex(index=False, escape=True))
+
+
+def write_metrics(summary: pd.DataFrame, path: Path | str) -> None:
+    """dataset.method.{test_accuracy, ud_layers, ud_weights} as JSON, for `dvc metrics show` and `dvc metrics diff`."""
+    columns = ["test_accuracy", "ud_layers", "ud_weights"]
+    found = {d: part.set_index("method")[columns].T.to_dict() for d, part in summary.groupby("dataset", sort=False)}
+    records.save(found, path)

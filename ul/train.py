@@ -1,0 +1,122 @@
+"""One training loop: the whole data set on the device, vectorised crop and flip, no Python data loader."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from . import metrics, perturb
+from .config import InputError
+from .data import Split
+from .defenses import Defense
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a victim is trained: SGD with Nesterov momentum, linear warm-up to `lr`, then cosine to zero."""
+
+    epochs: int = 30
+    batch_size: int = 32
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.2  # share of the steps
+    pad: int = 4  # pixels of zero padding before the random crop; 0: no crop
+    flip: bool = True
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened, one entry an epoch; losses in nats, accuracies 0..1, train values over augmented batches."""
+
+    train_loss: list[float] = field(default_factory=list)
+    train_accuracy: list[float] = field(default_factory=list)
+    test_accuracy: list[float] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, list[float]]:
+        return asdict(self)
+
+
+def fit(
+    model: nn.Module,
+    train: Split,
+    test: Split,
+    *,
+    recipe: Recipe,
+    defense: Defense,
+    seed: int,
+    device: torch.device | str,
+    target: str = "label",
+    on_epoch: Callable[[int, nn.Module], None] | None = None,
+) -> History:
+    """Train `model` in place on train.images with train.targets[target]; score it on `test` after every epoch.
+
+    seed: batch order and augmentation (drawn on the CPU, so the same on every device). on_epoch(epoch, model) is called
+    after each epoch, counted from 1. Raises InputError if the loss is no longer finite.
+    """
+    device = torch.device(device)
+    rng = Generator().manual_seed(seed)
+    model.to(device, memory_format=torch.channels_last)
+    prepared = defense.prepare(train)
+    images, targets = prepared.images.to(device), prepared.targets[target].to(device)
+    held = perturb.to_float(test.images.to(device)), test.targets[target].to(device)
+    optimizer, schedule = _optimizer(model, recipe, steps=recipe.epochs * -(-len(train) // recipe.batch_size))
+    history = History()
+    for epoch in range(1, recipe.epochs + 1):
+        loss, accuracy = _epoch(model, images, targets, recipe, defense, optimizer, schedule, rng)
+        if not torch.isfinite(torch.tensor(loss)):
+            raise InputError(f"{train.name}: loss is {loss} in epoch {epoch}; lower lr (now {recipe.lr})")
+        history.train_loss.append(loss)
+        history.train_accuracy.append(accuracy)
+        history.test_accuracy.append(metrics.accuracy(model, *held))
+        if on_epoch:
+            on_epoch(epoch, model)
+    return history
+
+
+def _optimizer(model: nn.Module, recipe: Recipe, steps: int):
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+    )
+    rise = max(1, round(steps * recipe.warmup))
+    warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, 1.0, rise)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - rise))
+    return optimizer, torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, fall], [rise])
+
+
+def _epoch(model, images, targets, recipe: Recipe, defense: Defense, optimizer, schedule, rng: Generator):
+    model.train()
+    totals = torch.zeros(2, device=images.device)
+    for index in torch.randperm(len(images), generator=rng).split(recipe.batch_size):
+        x = images[index.to(images.device)]
+        if defense.augment:
+            x = augment(x, pad=recipe.pad, flip=recipe.flip, rng=rng)
+        x, y = defense.batch(model, perturb.to_float(x), targets[index.to(images.device)], rng)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
+            out = model(x.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(out.float(), y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        hits = (out.detach().argmax(1) == y).sum()
+        totals += torch.stack([loss.detach() * len(x), hits.float()])
+    loss, accuracy = (totals / len(images)).tolist()
+    return loss, accuracy
+
+
+def augment(images: Tensor, *, pad: int, flip: bool, rng: Generator) -> Tensor:
+    """A random crop of each zero-padded image and, with `flip`, a mirror for half of them; [n,c,h,w] in one gather."""
+    n, _, h, w = images.shape
+    top = torch.randint(0, 2 * pad + 1, (n, 1), generator=rng)
+    left = torch.randint(0, 2 * pad + 1, (n, 1), generator=rng)
+    columns = torch.arange(w).expand(n, w)
+    if flip:
+        mirrored = torch.rand((n, 1), generator=rng) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    rows, columns = (torch.arange(h) + top).to(images.device), (columns + left).to(images.device)
+    padded = F.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
+    which = torch.arange(n, device=images.device).view(n, 1, 1)
+    return padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
