@@ -1,4 +1,4 @@
-"""The command line: python -m ul render | verify | info | nb-run | nb-clean."""
+"""The command line: python -m ul render | verify | info | compare | nb-run | nb-clean."""
 
 import argparse
 import sys
@@ -40,6 +40,14 @@ def _info(args) -> None:
         print(f"  {part}: {len(split)} images {tuple(split.images.shape[1:])}, targets {', '.join(split.targets)}")
 
 
+def _compare(args) -> None:
+    from . import tables
+
+    if found := tables.differences(args.a, args.b):
+        raise InputError(f"{len(found)} differences beyond tolerance: " + "; ".join(found))
+    print(f"{args.a} and {args.b} agree within {tables.TOLERANCES}")
+
+
 def _nb_run(args) -> None:
     nb.run(args.source, args.target, nb.parameters_from(args.params, args.p))
 
@@ -71,6 +79,10 @@ def parser() -> argparse.ArgumentParser:
     _data_command(commands, "render", _render, ("mnist", "rooms"), "make an embedded data set anew (extra `render`)")
     _data_command(commands, "verify", _verify, names, "read every file of a data set and check it")
     _data_command(commands, "info", _info, names, "what a data set holds")
+    compare = commands.add_parser("compare", help="do the tables of two result folders agree within tolerances?")
+    compare.add_argument("a", metavar="A", help="results/<profile>")
+    compare.add_argument("b", metavar="B", help="the same folder from another machine")
+    compare.set_defaults(action=_compare)
     run = _notebook_command(commands, "nb-run", _nb_run, "execute a notebook with checked parameters")
     run.add_argument("--params", action="append", default=[], metavar="FILE:KEY", help="section of a YAML file")
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter")

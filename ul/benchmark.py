@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import joblib
 import torch
+from joblib.externals.loky import get_reusable_executor
 
 from . import data, defenses, models, perturb, poisons, records, sal, train
 from .config import at_least, choose, probe_epochs
@@ -169,12 +170,14 @@ def run_all(chosen: list[Cell], images: data.Split | None = None, *, jobs: int |
     if models.device().type == "cuda":
         jobs = 1
     jobs = min(jobs or os.cpu_count() or 1, len(chosen))
-    if jobs == 1:
-        runs = (run(cell, images) for cell in chosen)
-    else:
-        runs = joblib.Parallel(n_jobs=jobs, return_as="generator")(joblib.delayed(run)(cell, images) for cell in chosen)
     label = f"{chosen[0].dataset} {chosen[0].method}"
-    return list(records.progress(runs, label, len(chosen)))
+    if jobs == 1:
+        return list(records.progress((run(cell, images) for cell in chosen), label, len(chosen)))
+    with joblib.Parallel(n_jobs=jobs, return_as="generator") as parallel:
+        found = list(records.progress(parallel(joblib.delayed(run)(c, images) for c in chosen), label, len(chosen)))
+    # Workers that idle on would be interrupted with the kernel and write tracebacks.
+    get_reusable_executor().shutdown(wait=True)
+    return found
 
 
 def clean_twin(chosen: list[Cell]) -> list[Cell]:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +73,8 @@ def load(
     choose(part, source.parts, f"part of {name}")
     if limit is not None:
         at_least(limit, 1, "limit")
+    if size is not None:
+        at_least(size, 1, "size")
     split = source.load(Path(root), part, limit, targets, size)
     return split if size is None else resized(split, size)
 
@@ -144,14 +147,14 @@ def read_idx(path: Path) -> np.ndarray:
     raw = path.read_bytes()
     try:
         raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not a whole gzip file ({error}); fetch it again") from None
     magic = struct.unpack(">I", raw[:4])[0] if len(raw) >= 4 else None
     if magic not in IDX_MAGIC:
         raise InputError(f"{path}: IDX magic is {magic}, not 2051 (images) or 2049 (labels); fetch it again")
     start = 4 + 4 * IDX_MAGIC[magic]
     shape = struct.unpack(f">{IDX_MAGIC[magic]}I", raw[4:start].ljust(start - 4, b"\0"))
-    if len(raw) - start != np.prod(shape, dtype=object):
+    if len(raw) - start != np.prod(shape, dtype=object) or 0 in shape:
         raise InputError(f"{path}: {len(raw) - start} bytes of data for shape {shape}; fetch it again")
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
@@ -184,7 +187,8 @@ def embed_mnist(out: Path) -> int:
 def _views(name: str, buildings: dict | None, classes: dict) -> Callable:
     def read(root: Path, part: str, limit: int | None, targets, size: int | None) -> Split:
         folder = existing(root / name, PULL)
-        domains = taskonomy.domains_in(folder) if targets is None else list(dict.fromkeys(["rgb", *targets]))
+        wanted = [*(ROOMS_DOMAINS if buildings else ()), *taskonomy.domains_in(folder)] if targets is None else targets
+        domains = list(dict.fromkeys(["rgb", *wanted]))
         if buildings and (missing := taskonomy.incomplete(folder, domains)):
             raise InputError(f"{missing[0]} is missing ({len(missing)} files in all); {PULL}")
         views = list(taskonomy.index(folder, domains, buildings and buildings[part]).items())
@@ -227,7 +231,7 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except Exception as error:  # zip, header and decompression errors are of many types
-        raise InputError(f"{path}: not a readable .npz of plain arrays ({type(error).__name__}: {error})") from None
+        raise InputError(f"{path}: not a readable .npz of plain arrays ({type(error).__name__}); write it with ul.data.export") from None
 
 
 def export(split: Split, path: Path | str, format: str = "npz") -> Path:
@@ -239,6 +243,7 @@ def export(split: Split, path: Path | str, format: str = "npz") -> Path:
     return records.write_bytes(path, buffer.getvalue())
 
 
+ROOMS_DOMAINS = ("depth_euclidean", "normal", "segment_semantic", "class_object", "class_scene")
 ROOMS = {
     "class_object": taskonomy.Kept(list(rooms.OBJECTS.values()), closed=True),
     "class_scene": taskonomy.Kept(list(rooms.SCENES.values()), closed=True),

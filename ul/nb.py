@@ -16,7 +16,9 @@ RUN_KEYS = ("start_time", "end_time", "duration", "input_path", "output_path", "
 ADDRESS = re.compile(r"(?<= at )0x[0-9a-f]{6,}")
 TEMPORARY = re.compile(r"/\S*/ipykernel_\d+/")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-ENVIRONMENT = {"SOURCE_DATE_EPOCH": "0", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "2", "MPLBACKEND": "agg"}
+# One thread a process: the same sums in the same order on every machine (seeds run in parallel processes instead).
+THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+ENVIRONMENT = {"SOURCE_DATE_EPOCH": "0", "PYTHONHASHSEED": "0"} | THREADS
 
 
 class NotebookError(Exception):
@@ -88,8 +90,11 @@ def defaults(notebook) -> dict[str, object]:
     cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise NotebookError(f"a notebook needs one cell tagged `parameters`, this one has {len(cells)}")
-    nodes = [n for n in ast.parse(cells[0].source).body if isinstance(n, ast.Assign | ast.AnnAssign)]
-    return {(n.targets[0] if isinstance(n, ast.Assign) else n.target).id: ast.literal_eval(n.value) for n in nodes}
+    try:
+        nodes = [n for n in ast.parse(cells[0].source).body if isinstance(n, ast.Assign | ast.AnnAssign)]
+        return {(n.targets[0] if isinstance(n, ast.Assign) else n.target).id: ast.literal_eval(n.value) for n in nodes}
+    except (SyntaxError, ValueError, AttributeError) as error:
+        raise NotebookError(f"the cell tagged `parameters` needs lines `name = literal` ({error})") from None
 
 
 def checked(parameters: dict, known: dict, where: str) -> dict:
@@ -128,10 +133,16 @@ def parameters_from(files: list[str], pairs: list[tuple[str, str]]) -> dict:
                 section = section[key]
         except FileNotFoundError:
             raise NotebookError(f"{name} is missing: unknown profile; `ls profiles` shows what there is") from None
-        except (KeyError, TypeError, YAMLError) as error:
-            raise NotebookError(f"{spec}: no such section, or not YAML ({type(error).__name__}: {error})") from None
-        found.update(section)
-    return found | {name: yaml.load(value) for name, value in pairs}
+            found.update(section)
+        except (KeyError, TypeError, ValueError, YAMLError) as error:
+            line = " ".join(f"{type(error).__name__}: {error}".split())
+            raise NotebookError(f"{spec}: no section of parameters, or not YAML ({line})") from None
+    for name, value in pairs:
+        try:
+            found[name] = yaml.load(value)
+        except YAMLError:
+            raise NotebookError(f"-p {name}: {value!r} is not YAML; quote it") from None
+    return found
 
 
 def run(source: str, target: str, parameters: dict, *, logs: Path = Path("logs")) -> None:
@@ -154,17 +165,20 @@ def run(source: str, target: str, parameters: dict, *, logs: Path = Path("logs")
 
 def _execute(source: str, part: Path, parameters: dict) -> None:
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
-    for key, value in ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
+    os.environ.update(ENVIRONMENT)
+    os.environ.pop("MPLBACKEND", None)  # the kernel's inline backend puts figures into the notebook
     try:
         papermill.execute_notebook(
             source, str(part), parameters=parameters, kernel_name="python3", progress_bar=False, record_timing=False,
-            coalesce_streams=True, extra_arguments=["--IPKernelApp.log_level=40"],
+            coalesce_streams=True, extra_arguments=["--IPKernelApp.log_level=50"],
         )  # fmt: skip
     except papermill.PapermillExecutionError as error:
         line = ANSI.sub("", f"{error.ename}: {error.evalue}").splitlines()[0]
         raise NotebookError(f"{source}: cell {error.exec_count}: {line} (whole story: {part})") from None
+    except DeadKernelError:
+        raise NotebookError(f"{source}: the kernel died (out of memory?); see {part}") from None
 
 
 def _finished(part: Path, source: str):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from . import records, stats, ud
+from .config import existing
 
 CLEAN, NOISE = "clean", "noise"
 BLOCK = ["dataset", "architecture", "defense"]
@@ -118,9 +119,12 @@ def _adjusted(frame: pd.DataFrame) -> pd.DataFrame:
 def rank_correlation(frame: pd.DataFrame, unit: str = "ud_layers") -> dict:
     """Spearman's rho of UD with test accuracy over methods (clean left out: its UD is 1 by definition), one block.
 
-    rho per seed with its t-interval over seeds; p: exact permutation over methods of the seed means.
+    rho per seed with its t-interval over seeds (None below three methods); p: exact permutation over methods of the
+    seed means.
     """
     part = frame[frame["method"] != CLEAN]
+    if part["method"].nunique() < 3:
+        return {"interval": None, "rho_of_means": np.nan, "p": 1.0, "methods": part["method"].nunique()}
     per_seed = [stats.rank_correlation(g[unit], g["test_accuracy"])[0] for _, g in part.groupby("seed")]
     means = part.groupby("method")[[unit, "test_accuracy"]].mean()
     rho, p = stats.rank_correlation(means[unit], means["test_accuracy"])
@@ -155,3 +159,24 @@ def write_metrics(summary: pd.DataFrame, path: Path | str) -> None:
     columns = ["test_accuracy", "ud_layers", "ud_weights"]
     found = {d: part.set_index("method")[columns].T.to_dict() for d, part in summary.groupby("dataset", sort=False)}
     records.save(found, path)
+
+
+TOLERANCES = {"test_accuracy": 0.05, "accuracy_minus_noise": 0.05, "ud_layers": 0.25, "ud_weights": 0.25}
+
+
+def differences(a: Path | str, b: Path | str) -> list[str]:
+    """How `ud_by_data.csv` of two result folders differs beyond TOLERANCES (absolute), one line each; none: they agree.
+
+    Between machines sums round differently and runs drift apart, so only means over seeds are compared.
+    Raises InputError if a table is missing.
+    """
+    name = Path("tables") / "ud_by_data.csv"
+    old, new = (_indexed(Path(folder) / name) for folder in (a, b))
+    if list(old.index) != list(new.index):
+        return [f"conditions differ: {sorted(set(old.index) ^ set(new.index))}"]
+    gaps = [(row, c, old.at[row, c], new.at[row, c]) for row in old.index for c in TOLERANCES]
+    return [f"{' '.join(row)} {c}: {x} and {y}" for row, c, x, y in gaps if not abs(x - y) <= TOLERANCES[c]]
+
+
+def _indexed(path: Path) -> pd.DataFrame:
+    return pd.read_csv(existing(path, "run `dvc repro` first, or name another folder")).set_index([*BLOCK, "method"])

@@ -176,7 +176,7 @@ def _stack(paths: list[Path], mode: str) -> np.ndarray:
     arrays = [read_png(p, mode) for p in paths]
     for path, array in zip(paths, arrays, strict=True):
         if array.shape != arrays[0].shape:
-            raise InputError(f"{path}: {array.shape[:2]} pixels, {paths[0].name} has {arrays[0].shape[:2]}")
+            raise InputError(f"{path}: {array.shape[:2]} pixels, {paths[0].name} has {arrays[0].shape[:2]}; fetch both again")
     return np.stack(arrays)
 
 

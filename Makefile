@@ -1,0 +1,46 @@
+# `make` shows what there is. Everything runs in .venv, which `setup` makes from requirements.lock.
+PROFILE ?= laptop
+PYTHON ?= python3
+PIPELINE := $(if $(filter laptop,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+.DEFAULT_GOAL := help
+.PHONY: help setup data reproduce figures test lint bench notebooks clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## */\t/' | expand -t 12
+
+setup: .venv/.installed  ## make the environment in .venv from requirements.lock
+
+.venv/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	pip install -q --disable-pip-version-check -r requirements.lock
+	pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+data: setup  ## fetch data/ from the store inside the repository
+	dvc pull -q data.dvc
+
+reproduce: setup  ## compute everything again: make reproduce [PROFILE=smoke]
+	@test -f $(PIPELINE) || { echo "error: unknown profile '$(PROFILE)'; choose from laptop $$(ls profiles)"; exit 1; }
+	dvc pull -q data.dvc
+	dvc repro -f $(PIPELINE)
+
+figures: setup  ## redraw tables and figures of the benchmark from the committed records
+	dvc repro -s -f clean@05_benchmark benchmark clean@07_claims claims
+
+test: setup data  ## all tests, a smoke pipeline in a temporary clone among them
+	python -m pytest -q
+
+lint: setup  ## ruff on modules, tests and notebooks
+	ruff check .
+	ruff format --check .
+
+bench: setup data  ## speed of the main parts against plain references -> results/bench/
+	python -m tests.bench
+
+notebooks: setup  ## open Jupyter
+	jupyter lab notebooks
+
+clean:  ## remove built files (build/ and logs/); keeps .venv, data/ and results/
+	rm -rf build logs

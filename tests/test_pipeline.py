@@ -1,0 +1,134 @@
+"""The smoke pipeline in a temporary clone: it runs, leaves git clean, survives a kill, and repeats its bytes."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.imports import ROOT
+
+SMOKE = "profiles/smoke/dvc.yaml"
+STAGE = f"{SMOKE}:sal@rooms-lsp"
+pytestmark = pytest.mark.slow
+
+
+def dvc(clone: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(*arguments), cwd=clone, env=environment(clone), text=True, capture_output=True, **options
+    )
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "dvc", *arguments]
+
+
+def environment(clone: Path) -> dict[str, str]:
+    """Stages run `python -m ul` of the clone, with this interpreter."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PYTHONPATH": str(clone), "PATH": path}
+
+
+def git(clone: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=clone, text=True, capture_output=True, check=True).stdout
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    return {str(p.relative_to(folder)): hashlib.md5(p.read_bytes()).hexdigest() for p in files}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """What is committed and what is changed in the working tree, as a repository of its own, with the smoke run."""
+    target = tmp_path_factory.mktemp("smoke") / "clone"
+    names = git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_symlink() or (ROOT / name).exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name, follow_symlinks=False)
+    git(target, "init", "-q")
+    git(target, "add", "-A")
+    git(target, "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qm", "copy")
+    pulled = dvc(target, "pull", "-q", "data.dvc")
+    assert pulled.returncode == 0, pulled.stderr
+    return target
+
+
+@pytest.fixture(scope="module")
+def ran(clone) -> Path:
+    done = dvc(clone, "repro", "-f", SMOKE)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return clone
+
+
+def test_smoke_trains_every_run_and_is_up_to_date_afterwards(ran):
+    lines = [line for log in (ran / "logs").glob("*.log") for line in log.read_text().splitlines()]
+    trained = {tuple(line.split()[1:7]) for line in lines if line.startswith("trained ")}
+    assert len(trained) == 10, trained  # five conditions, two seeds
+    again = dvc(ran, "repro", SMOKE)
+    assert again.returncode == 0 and "up to date" in again.stdout
+    assert dvc(ran, "status", SMOKE, "data.dvc").stdout.strip() == "Data and pipelines are up to date."
+
+
+def test_committed_smoke_results_are_those_of_this_code(ran):
+    """Files, configurations and clean data; numbers may differ between kinds of processors."""
+    committed = set(git(ROOT, "ls-files", "results/smoke").split())
+    assert {f"results/smoke/{name}" for name in contents(ran / "results" / "smoke")} == committed
+    for record in (ROOT / "results" / "smoke" / "records").glob("*.json"):
+        old, new = (json.loads(p.read_text())["runs"] for p in (record, ran / record.relative_to(ROOT)))
+        assert [run["config"] for run in old] == [run["config"] for run in new], record.name
+        assert [run["data"]["test"] for run in old] == [run["data"]["test"] for run in new]
+
+
+def test_a_killed_stage_leaves_nothing_half_written_and_reruns_to_the_same_bytes(ran):
+    before = contents(ran / "results" / "smoke") | contents(ran / "build" / "smoke")
+    log = ran / "logs" / "results-smoke-notebooks-04_sal-rooms-lsp.log"
+    log.unlink()
+    process = subprocess.Popen(
+        command("repro", "-f", "-s", STAGE), cwd=ran, env=environment(ran), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not log.exists():
+        assert process.poll() is None
+        time.sleep(0.2)
+    time.sleep(4)  # the kernel is up and importing or training
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    after = contents(ran / "results" / "smoke") | contents(ran / "build" / "smoke")
+    assert set(after) < set(before) and all(before[name] == digest for name, digest in after.items())
+    rerun = dvc(ran, "repro", SMOKE)
+    assert rerun.returncode == 0, rerun.stderr[-3000:]
+    assert contents(ran / "results" / "smoke") | contents(ran / "build" / "smoke") == before
+
+
+def test_plain_papermill_works_and_writes_only_its_output(ran, tmp_path):
+    arguments = ["-p", "method", "lsp", "-p", "seeds", "1", "-p", "epochs", "1", "-p", "limit", "100"]
+    out = tmp_path / "out.ipynb"
+    before = git(ran, "status", "--porcelain")
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", "notebooks/04_sal.ipynb", str(out), *arguments], cwd=ran,
+        env=environment(ran), text=True, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "ud_layers" in out.read_text()
+    assert git(ran, "status", "--porcelain") == before
+
+
+def test_dvc_reports_a_wrong_parameter_before_anything_runs(ran):
+    params = ran / "profiles" / "smoke" / "params.yaml"
+    good = params.read_text()
+    params.write_text(good.replace("probe_epochs: 2", "probe_epoch: 2"))
+    try:
+        failed = dvc(ran, "repro", SMOKE)
+    finally:
+        params.write_text(good)
+    assert failed.returncode != 0
+    assert "unknown parameter probe_epoch" in failed.stderr
+    assert "Traceback" not in failed.stderr
