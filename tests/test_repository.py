@@ -150,6 +150,7 @@ def test_executed_copies_are_small_and_name_no_path_of_a_machine(path):
     assert len(text) <= 1_000_000
     assert not re.search(r"(/home/|/root/|/tmp/|/Users/)", text)
     assert '"output_type": "error"' not in text
+    assert '"name": "stderr"' not in text, "a warning or a progress bar was printed"
 
 
 def test_store_is_within_its_bounds():

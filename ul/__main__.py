@@ -9,17 +9,17 @@ from .config import InputError
 
 
 def _render(args) -> None:
+    from tqdm import tqdm
+
     from . import data, rooms
 
     out = args.root / args.name
     if out.exists():
         raise InputError(f"{out} exists; remove it or name another --root")
-    count = {"rooms": lambda: rooms.render(out, progress=_line), "mnist": lambda: data.embed_mnist(out)}[args.name]()
+    with tqdm(unit=" views") as bar:
+        makers = {"rooms": lambda: rooms.render(out, progress=bar.update), "mnist": lambda: data.embed_mnist(out)}
+        count = makers[args.name]()
     print(f"{out}: {count} images")
-
-
-def _line(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _verify(args) -> None:

@@ -231,7 +231,10 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except Exception as error:  # zip, header and decompression errors are of many types
-        raise InputError(f"{path}: not a readable .npz of plain arrays ({type(error).__name__}); write it with ul.data.export") from None
+        kind = type(error).__name__
+        raise InputError(
+            f"{path}: not a readable .npz of plain arrays ({kind}); write it with ul.data.export"
+        ) from None
 
 
 def export(split: Split, path: Path | str, format: str = "npz") -> Path:

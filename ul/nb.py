@@ -131,9 +131,9 @@ def parameters_from(files: list[str], pairs: list[tuple[str, str]]) -> dict:
             section = yaml.load(Path(name))
             for key in filter(None, keys.split(".")):
                 section = section[key]
+            found.update(section)
         except FileNotFoundError:
             raise NotebookError(f"{name} is missing: unknown profile; `ls profiles` shows what there is") from None
-            found.update(section)
         except (KeyError, TypeError, ValueError, YAMLError) as error:
             line = " ".join(f"{type(error).__name__}: {error}".split())
             raise NotebookError(f"{spec}: no section of parameters, or not YAML ({line})") from None

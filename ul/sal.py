@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 
 import pandas as pd
 import torch
@@ -111,27 +112,32 @@ def _objective(tail: nn.Module, inputs: Tensor, targets: Tensor, loss: Loss, bat
     return value
 
 
+def _finite(value: float, where: str) -> float:
+    if not isfinite(value):
+        raise InputError(f"SAL: the loss is {value} {where}")
+    return value
+
+
 def _pgd(weight: nn.Parameter, objective, *, epsilon: float, steps: int) -> Probe:
     """Normalised gradient steps, projected onto the ball after each; the best iterate counts, the start among them."""
     start = weight.detach().clone()
     radius = epsilon * start.norm().item()
-    base, _ = objective(weight, False)
-    if not torch.isfinite(torch.tensor(base)):
-        raise InputError(f"SAL: the loss is {base} before any perturbation; the run diverged, lower its lr")
-    best = {}
-    for sign in (1, -1):
-        best[sign] = 0.0
-        delta = torch.zeros_like(start)
-        for step in range(steps + 1):
-            weight.requires_grad_(step < steps)
-            with torch.no_grad():
-                weight.copy_(start + delta)
-            value, slope = objective(weight, step < steps)
-            best[sign] = max(best[sign], sign * (value - base))
-            if slope is None or not (norm := slope.norm()) > 0:
-                break
-            delta = delta + sign * STRIDE * radius / steps * slope / norm
-            delta = delta * (radius / delta.norm().clamp_min(1e-30)).clamp(max=1)
+    base = _finite(objective(weight, False)[0], "before any perturbation; the run diverged, lower its lr")
+    best = {1: 0.0, -1: 0.0}
+    try:
+        for sign in best:
+            delta = torch.zeros_like(start)
+            for step in range(steps + 1):
+                weight.requires_grad_(step < steps)
+                with torch.no_grad():
+                    weight.copy_(start + delta)
+                value, slope = objective(weight, step < steps)
+                best[sign] = max(best[sign], sign * (_finite(value, "inside the ball; use a smaller epsilon") - base))
+                if slope is None or not (norm := slope.norm()) > 0:
+                    break
+                delta = delta + sign * STRIDE * radius / steps * slope / norm
+                delta = delta * (radius / delta.norm().clamp_min(1e-30)).clamp(max=1)
+    finally:
         weight.requires_grad_(False)
         with torch.no_grad():
             weight.copy_(start)

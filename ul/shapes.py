@@ -64,8 +64,11 @@ def move(parts: list[Part], angle: float = 0.0, shift=(0, 0, 0)) -> list[Part]:
     return [p._replace(triangles=p.triangles @ turn + shift) for p in parts]
 
 
-def _corners(half_x: float, half_y: float) -> list[tuple[float, float]]:
-    return [(sx * half_x, sy * half_y) for sx in (-1, 1) for sy in (-1, 1)]
+def _posts(half_x, half_y, half_width, z0, z1, paint, label=_BACKGROUND) -> list[Part]:
+    """Four square posts at the corners (±half_x, ±half_y)."""
+    corners = [(sx * half_x, sy * half_y) for sx in (-1, 1) for sy in (-1, 1)]
+    r = half_width
+    return [box(x - r, x + r, y - r, y + r, z0, z1, paint, label) for x, y in corners]
 
 
 def bounds(parts: list[Part]) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +89,8 @@ def _bookcase(rng) -> list[Part]:
         while x < w - 0.12:
             width, tall = rng.uniform(0.04, 0.11), rng.uniform(0.55, 0.85) * h / n
             if rng.random() < 0.75:
-                parts.append(box(x, x + width, -d + 0.03, d - 0.06, z + 0.04, z + tall, rng.choice(["third", "second"]), _BOOK))
+                paint = rng.choice(["third", "second"])
+                parts.append(box(x, x + width, -d + 0.03, d - 0.06, z + 0.04, z + tall, paint, _BOOK))
             x += width + 0.01
     return parts
 
@@ -94,17 +98,18 @@ def _bookcase(rng) -> list[Part]:
 def _dining_table(rng) -> list[Part]:
     w, d, h, leg = rng.uniform(0.55, 0.8), rng.uniform(0.35, 0.48), rng.uniform(0.7, 0.78), rng.uniform(0.03, 0.05)
     if rng.random() < 0.3:  # round, on a column
-        profile = [(0, 0), (0.3, 0), (0.3, 0.04), (0.06, 0.08), (0.06, h - 0.05), (w * 0.85, h - 0.05), (w * 0.85, h), (0, h)]
-        return [_lathe(profile, "main", _TABLE)]
-    parts = [box(-w, w, -d, d, h - 0.05, h, "main", _TABLE)]
-    parts += [box(-w + 0.06, w - 0.06, y - 0.01, y + 0.01, h - 0.13, h - 0.05, "second", _TABLE) for y in (-d + 0.07, d - 0.07)]
-    return parts + [box(x - leg, x + leg, y - leg, y + leg, 0, h - 0.05, "second", _TABLE) for x, y in _corners(w - 0.08, d - 0.07)]
+        foot = [(0, 0), (0.3, 0), (0.3, 0.04), (0.06, 0.08), (0.06, h - 0.05)]
+        return [_lathe([*foot, (w * 0.85, h - 0.05), (w * 0.85, h), (0, h)], "main", _TABLE)]
+    top = box(-w, w, -d, d, h - 0.05, h, "main", _TABLE)
+    y, low = d - 0.07, h - 0.13
+    rails = [box(0.06 - w, w - 0.06, e - 0.01, e + 0.01, low, h - 0.05, "second", _TABLE) for e in (-y, y)]
+    return [top, *rails, *_posts(w - 0.08, d - 0.07, leg, 0, h - 0.05, "second", _TABLE)]
 
 
 def _folding_chair(rng) -> list[Part]:
     w, d, seat, top = rng.uniform(0.2, 0.25), 0.21, rng.uniform(0.42, 0.48), rng.uniform(0.85, 1.0)
     parts = [box(-w, w, -d, d, seat - 0.04, seat, "main", _CHAIR)]
-    parts += [box(x - 0.02, x + 0.02, y - 0.02, y + 0.02, 0, seat - 0.02, "second", _CHAIR) for x, y in _corners(w - 0.03, d - 0.03)]
+    parts += _posts(w - 0.03, d - 0.03, 0.02, 0, seat - 0.02, "second", _CHAIR)
     parts += [box(x - 0.02, x + 0.02, -d, -d + 0.04, seat, top - 0.01, "second", _CHAIR) for x in (-w + 0.02, w - 0.02)]
     slats = [(seat + 0.12, top)] if rng.random() < 0.4 else [(top - 0.12, top), (top - 0.3, top - 0.2)]
     return parts + [box(-w, w, -d - 0.01, -d + 0.03, z0, z1, "main", _CHAIR) for z0, z1 in slats]
@@ -112,8 +117,11 @@ def _folding_chair(rng) -> list[Part]:
 
 def _four_poster(rng) -> list[Part]:
     w, d, h, top = rng.uniform(0.65, 0.85), rng.uniform(0.95, 1.05), rng.uniform(0.45, 0.55), rng.uniform(1.6, 1.95)
-    parts = [box(-w, w, -d, d, 0.18, h - 0.14, "second", _BED), box(-w + 0.03, w - 0.03, -d, d - 0.02, h - 0.14, h, "main", _BED)]
-    parts += [box(x - 0.045, x + 0.045, y - 0.045, y + 0.045, 0, top, "second", _BED) for x, y in _corners(w, d)]
+    parts = [
+        box(-w, w, -d, d, 0.18, h - 0.14, "second", _BED),
+        box(-w + 0.03, w - 0.03, -d, d - 0.02, h - 0.14, h, "main", _BED),
+    ]
+    parts += _posts(w, d, 0.045, 0, top, "second", _BED)
     parts += [box(-w, w, y - 0.03, y + 0.03, top - 0.07, top, "second", _BED) for y in (-d, d)]
     parts += [box(x - 0.03, x + 0.03, -d, d, top - 0.07, top, "second", _BED) for x in (-w, w)]
     parts += [box(-w, w, -d - 0.02, -d + 0.03, 0.3, rng.uniform(0.9, 1.1), "second", _BED)]
@@ -131,49 +139,64 @@ def _leaf(length: float, width: float, lift: float, angle: float, foot: float, p
 
 def _pot_plant(rng) -> list[Part]:
     r, h, n = rng.uniform(0.14, 0.2), rng.uniform(0.25, 0.35), rng.integers(16, 24)
-    pot = _lathe([(0, 0), (r * rng.uniform(0.6, 0.8), 0), (r, h), (r * 1.08, h), (r * 1.08, h - 0.04), (0, h - 0.05)], "second", _PLANT)
-    length = rng.uniform(0.55, 0.8, n)
-    return [pot] + [
-        _leaf(length[i], rng.uniform(0.1, 0.17), rng.uniform(0.5, 1.45), 2.4 * i, h - 0.06, "main") for i in range(n)
-    ]
+    rim = [(r, h), (r * 1.08, h), (r * 1.08, h - 0.04), (0, h - 0.05)]
+    pot = _lathe([(0, 0), (r * rng.uniform(0.6, 0.8), 0), *rim], "second", _PLANT)
+    blades = zip(rng.uniform(0.55, 0.8, n), rng.uniform(0.1, 0.17, n), rng.uniform(0.5, 1.45, n), strict=True)
+    return [pot, *(_leaf(*blade, 2.4 * i, h - 0.06, "main") for i, blade in enumerate(blades))]
 
 
 def _refrigerator(rng) -> list[Part]:
     w, d, h = rng.uniform(0.33, 0.42), rng.uniform(0.3, 0.36), rng.uniform(1.55, 1.85)
     split = h * rng.choice([0.35, 0.62, 0.7])
     side = rng.choice([-1, 1]) * (w - 0.06)
-    parts = [box(-w, w, -d, d - 0.05, 0.04, h, "main", _FRIDGE), box(-w + 0.02, w - 0.02, d - 0.06, d - 0.03, 0.06, h - 0.02, "second", _FRIDGE)]
-    parts += [box(-w, w, d - 0.04, d, z0, z1, "main", _FRIDGE) for z0, z1 in ((0.06, split - 0.012), (split + 0.012, h))]
+    parts = [
+        box(-w, w, -d, d - 0.05, 0.04, h, "main", _FRIDGE),
+        box(-w + 0.02, w - 0.02, d - 0.06, d - 0.03, 0.06, h - 0.02, "second", _FRIDGE),
+    ]
+    doors = ((0.06, split - 0.012), (split + 0.012, h))
+    parts += [box(-w, w, d - 0.04, d, z0, z1, "main", _FRIDGE) for z0, z1 in doors]
     spans = ((split - 0.4, split - 0.08), (split + 0.08, split + 0.36))
     return parts + [box(side - 0.018, side + 0.018, d, d + 0.05, z0, z1, "second", _FRIDGE) for z0, z1 in spans]
 
 
 def _studio_couch(rng) -> list[Part]:
-    w, d, seat, top, arm = rng.uniform(0.75, 1.0), 0.42, rng.uniform(0.38, 0.44), rng.uniform(0.75, 0.9), rng.uniform(0.12, 0.2)
+    w, d, seat = rng.uniform(0.75, 1.0), 0.42, rng.uniform(0.38, 0.44)
+    top, arm = rng.uniform(0.75, 0.9), rng.uniform(0.12, 0.2)
     parts = [box(-w, w, -d, d, 0.1, seat - 0.12, "main", _COUCH), box(-w, w, -d, -d + 0.2, 0.1, top, "main", _COUCH)]
     parts += [box(x - arm / 2, x + arm / 2, -d, d, 0.1, seat + 0.2, "main", _COUCH) for x in (-w, w)]
     edges = np.linspace(-w + arm / 2, w - arm / 2, rng.integers(3, 5))
     for x0, x1 in itertools.pairwise(edges):
+        back = box(x0 + 0.02, x1 - 0.02, -d + 0.2, -d + 0.32, seat, top - 0.05, "second", _COUCH)
         parts += [box(x0 + 0.01, x1 - 0.01, -d + 0.2, d + 0.02, seat - 0.12, seat, "second", _COUCH)]
-        parts += [_tilt(box(x0 + 0.02, x1 - 0.02, -d + 0.2, -d + 0.32, seat, top - 0.05, "second", _COUCH), 0.15, (0, -d + 0.2, seat))]
-    return parts + [box(x - 0.03, x + 0.03, y - 0.03, y + 0.03, 0, 0.1, "third", _COUCH) for x, y in _corners(w - 0.1, d - 0.06)]
+        parts += [_tilt(back, 0.15, (0, -d + 0.2, seat))]
+    return parts + _posts(w - 0.1, d - 0.06, 0.03, 0, 0.1, "third", _COUCH)
 
 
 def _television(rng) -> list[Part]:
     w, foot = rng.uniform(0.5, 0.65), rng.uniform(0.4, 0.6)
     h, base = w * rng.uniform(1.1, 1.25), foot + 0.1
-    console = [box(-w * 0.9, w * 0.9, -0.2, 0.2, 0, foot, "third"), box(-w * 0.8, w * 0.8, 0.2, 0.21, 0.08, foot - 0.06, "prop")]
-    stand = [box(-w * 0.35, w * 0.35, -0.1, 0.1, foot, foot + 0.025, "second", _TV), box(-0.05, 0.05, -0.03, 0.0, foot, base + 0.1, "second", _TV)]
+    console = [
+        box(-w * 0.9, w * 0.9, -0.2, 0.2, 0, foot, "third"),
+        box(-w * 0.8, w * 0.8, 0.2, 0.21, 0.08, foot - 0.06, "prop"),
+    ]
+    stand = [
+        box(-w * 0.35, w * 0.35, -0.1, 0.1, foot, foot + 0.025, "second", _TV),
+        box(-0.05, 0.05, -0.03, 0.0, foot, base + 0.1, "second", _TV),
+    ]
     screen = [box(-w, w, -0.04, 0.02, base, base + h, "second", _TV)]
     return console + stand + screen + [box(-w + 0.05, w - 0.05, 0.02, 0.025, base + 0.05, base + h - 0.05, "main", _TV)]
 
 
 def _toilet(rng) -> list[Part]:
     w, h, top = rng.uniform(0.18, 0.21), rng.uniform(0.38, 0.44), rng.uniform(0.72, 0.82)
-    bowl = [(0, 0), (w * 0.62, 0), (w * 0.5, h * 0.4), (w * 0.95, h * 0.85), (w, h), (w * 0.72, h), (w * 0.5, h - 0.12), (0, h - 0.14)]
+    outside = [(0, 0), (w * 0.62, 0), (w * 0.5, h * 0.4), (w * 0.95, h * 0.85), (w, h)]
+    bowl = [*outside, (w * 0.72, h), (w * 0.5, h - 0.12), (0, h - 0.14)]
     seat = [(w * 0.7, h), (w * 1.04, h), (w * 1.04, h + 0.03), (w * 0.7, h + 0.03)]
     parts = [_lathe(bowl, "main", _TOILET, (0, 0.1, 0), 1.3), _lathe(seat, "second", _TOILET, (0, 0.1, 0), 1.3)]
-    parts += [box(-w * 1.15, w * 1.15, -0.34, -0.15, h - 0.05, top, "main", _TOILET), box(-w * 1.2, w * 1.2, -0.35, -0.13, top, top + 0.04, "main", _TOILET)]
+    parts += [
+        box(-w * 1.15, w * 1.15, -0.34, -0.15, h - 0.05, top, "main", _TOILET),
+        box(-w * 1.2, w * 1.2, -0.35, -0.13, top, top + 0.04, "main", _TOILET),
+    ]
     parts += [box(-w * 0.5, w * 0.5, -0.3, 0.05, 0, h - 0.04, "main", _TOILET)]
     if rng.random() < 0.5:  # lid up, leaning on the tank
         lid = _lathe([(0, 0), (w, 0), (w, 0.03), (0, 0.03)], "second", _TOILET, (0, 0.24, h + 0.02), 1.25)
@@ -182,14 +205,15 @@ def _toilet(rng) -> list[Part]:
 
 
 def _vase(rng) -> list[Part]:
-    r, h, neck, belly, table = rng.uniform(0.11, 0.16), rng.uniform(0.4, 0.55), rng.uniform(0.3, 0.5), rng.uniform(0.35, 0.6), rng.uniform(0.5, 0.75)
+    r, h, neck = rng.uniform(0.11, 0.16), rng.uniform(0.4, 0.55), rng.uniform(0.3, 0.5)
+    belly, table, side = rng.uniform(0.35, 0.6), rng.uniform(0.5, 0.75), rng.uniform(0.2, 0.28)
     z = np.linspace(0, 1, 14)
     bulge = np.interp(z, [0, belly, 0.85, 1], [0.55, 1, neck, neck * 1.5]) + 0.12 * np.sin(np.pi * z) - 0.03
-    profile = [(0, table), *zip(r * bulge, table + h * z, strict=True), (r * neck, table + h - 0.01), (0, table + h - 0.1)]
-    side = rng.uniform(0.2, 0.28)
-    return [_lathe(profile, "main", _VASE, sections=24), box(-side, side, -side, side, table - 0.04, table, "third")] + [
-        box(x - 0.02, x + 0.02, y - 0.02, y + 0.02, 0, table - 0.04, "third") for x, y in _corners(side - 0.03, side - 0.03)
-    ]
+    outside = zip(r * bulge, table + h * z, strict=True)
+    inside = [(r * neck, table + h - 0.01), (0, table + h - 0.1)]
+    vase = _lathe([(0, table), *outside, *inside], "main", _VASE, sections=24)
+    top = box(-side, side, -side, side, table - 0.04, table, "third")
+    return [vase, top, *_posts(side - 0.03, side - 0.03, 0.02, 0, table - 0.04, "third")]
 
 
 # ---------------------------------------------------------------- what stands along the walls, one builder a scene type
@@ -198,7 +222,8 @@ def _vase(rng) -> list[Part]:
 def _trunk(rng) -> list[Part]:
     w, d, h = rng.uniform(0.3, 0.5), rng.uniform(0.45, 0.6), rng.uniform(0.35, 0.5)
     crate = box(-w * 0.7, w * 0.6, 0.1, d - 0.05, h + 0.02, h + rng.uniform(0.25, 0.5), "prop")
-    return [box(-w, w, 0.03, d, 0, h, "wood"), box(-w - 0.01, w + 0.01, 0.02, d + 0.01, h - 0.1, h - 0.05, "dim"), crate]
+    band = box(-w - 0.01, w + 0.01, 0.02, d + 0.01, h - 0.1, h - 0.05, "dim")
+    return [box(-w, w, 0.03, d, 0, h, "wood"), band, crate]
 
 
 def _boiler(rng) -> list[Part]:
@@ -211,35 +236,41 @@ def _boiler(rng) -> list[Part]:
 def _washing(rng) -> list[Part]:
     if rng.random() < 0.5:  # a bath: four walls and a floor
         w, d, h = 0.75, 0.7, 0.55
-        sides = [box(-w, w, y, y + 0.08, 0, h, "light", _SINK) for y in (0.02, d - 0.08)]
-        ends = [box(x, x + 0.1, 0.02, d, 0, h, "light", _SINK) for x in (-w, w - 0.1)]
-        return [*sides, *ends, box(-w, w, 0.02, d, 0, 0.2, "light", _SINK)]
+        sides = [box(-w, w, y, y + 0.08, 0, h, "light") for y in (0.02, d - 0.08)]
+        ends = [box(x, x + 0.1, 0.02, d, 0, h - 0.002, "light") for x in (-w + 0.002, w - 0.102)]
+        return [*sides, *ends, box(-w + 0.01, w - 0.01, 0.03, d - 0.01, 0, 0.2, "light")]
     basin = _lathe([(0, 0.7), (0.2, 0.72), (0.28, 0.88), (0.24, 0.88), (0, 0.8)], "light", _SINK, (0, 0.3, 0))
-    mirror = box(-0.3, 0.3, 0, 0.02, 1.15, 1.85, "glint")
-    return [basin, _pole(0, 0.25, 0, 0.75, 0.07, "light", _SINK), mirror, box(-0.33, 0.33, 0, 0.015, 1.12, 1.88, "trim")]
+    foot = _pole(0, 0.25, 0, 0.75, 0.07, "light", _SINK)
+    mirror = [box(-0.33, 0.33, 0, 0.015, 1.12, 1.88, "trim"), box(-0.3, 0.3, 0, 0.02, 1.15, 1.85, "glint")]
+    return [basin, foot, *mirror]
 
 
 def _wardrobe(rng) -> list[Part]:
     if rng.random() < 0.5:  # a bedside table with its lamp
         shade = _lathe([(0.06, 1.0), (0.16, 0.75), (0.15, 0.75)], "light", at=(0, 0.25, 0))
-        return [box(-0.25, 0.25, 0.02, 0.45, 0, 0.5, "wood"), box(-0.2, 0.2, 0.45, 0.46, 0.2, 0.42, "dim"),
-                _pole(0, 0.25, 0.5, 0.8, 0.03, "trim"), shade]  # fmt: skip
+        table = [box(-0.25, 0.25, 0.02, 0.45, 0, 0.5, "wood"), box(-0.2, 0.2, 0.45, 0.46, 0.2, 0.42, "dim")]
+        return [*table, _pole(0, 0.25, 0.5, 0.8, 0.03, "trim"), shade]
     w, h = rng.uniform(0.45, 0.65), rng.uniform(1.9, 2.1)
     doors = [box(x + 0.02, x + w - 0.02, 0.55, 0.57, 0.1, h - 0.05, "prop") for x in (-w, 0)]
     return [box(-w, w, 0.02, 0.55, 0, h, "wood"), *doors]
 
 
 def _door(rng) -> list[Part]:
-    panels = [box(x, x + 0.3, 0.03, 0.045, z, z + h, "wood") for x in (-0.34, 0.04) for z, h in ((0.2, 0.7), (1.05, 0.8))]
+    spans = itertools.product((-0.34, 0.04), ((0.2, 0.9), (1.05, 1.85)))
+    panels = [box(x, x + 0.3, 0.03, 0.045, z0, z1, "wood") for x, (z0, z1) in spans]
     return [box(-0.48, 0.48, 0, 0.02, 0, 2.08, "trim"), box(-0.4, 0.4, 0, 0.035, 0, 2.0, "prop"), *panels]
 
 
 def _sideboard(rng) -> list[Part]:
     w, h = rng.uniform(0.5, 0.8), rng.uniform(0.75, 0.9)
     doors = [box(x + 0.03, x + w - 0.03, 0.42, 0.44, 0.12, h - 0.08, "prop") for x in (-w, 0)]
-    bottles = [_lathe([(0, h), (0.045, h), (0.045, h + 0.2), (0.015, h + 0.27), (0.015, h + 0.34), (0, h + 0.34)],
-                      "dim", _BOTTLE, (x, 0.25, 0), sections=10) for x in rng.uniform(-w + 0.1, w - 0.1, 3)]  # fmt: skip
-    picture = [box(-w * 0.6, w * 0.6, 0, 0.03, 1.35, 1.95, "wood"), box(-w * 0.5, w * 0.5, 0, 0.04, 1.42, 1.88, "light")]
+    bottle = [(0, h), (0.045, h), (0.045, h + 0.2), (0.015, h + 0.27), (0.015, h + 0.34), (0, h + 0.34)]
+    places = [(x, 0.25, 0) for x in rng.uniform(-w + 0.1, w - 0.1, 3)]
+    bottles = [_lathe(bottle, "dim", _BOTTLE, place, sections=10) for place in places]
+    picture = [
+        box(-w * 0.6, w * 0.6, 0, 0.03, 1.35, 1.95, "wood"),
+        box(-w * 0.5, w * 0.5, 0, 0.04, 1.42, 1.88, "light"),
+    ]
     return [box(-w, w, 0.02, 0.42, 0, h, "wood"), *doors, *bottles, *picture]
 
 
@@ -248,9 +279,10 @@ def _desk(rng) -> list[Part]:
     top = [box(-w, w, 0.02, 0.65, 0.7, 0.74, "wood"), box(w - 0.4, w, 0.05, 0.6, 0, 0.7, "prop")]
     screen = [box(-0.3, 0.25, 0.25, 0.28, 0.86, 1.2, "dim", _TV), box(-0.06, 0.02, 0.22, 0.25, 0.74, 0.95, "dim", _TV)]
     shelf = [box(-w, w, 0, 0.22, 1.55, 1.58, "wood")]
-    books = [box(x, x + 0.06, 0.02, 0.2, 1.58, 1.58 + rng.uniform(0.18, 0.28), rng.choice(["prop", "dim", "light"]), _BOOK)
-             for x in np.arange(-w + 0.05, w - 0.1, 0.08)]  # fmt: skip
-    return [*top, box(-w, -w + 0.04, 0.05, 0.6, 0, 0.7, "wood"), *screen, *shelf, *books]
+    for x in np.arange(-w + 0.05, w - 0.1, 0.08):
+        paint = rng.choice(["prop", "dim", "light"])
+        shelf.append(box(x, x + 0.06, 0.02, 0.2, 1.58, 1.58 + rng.uniform(0.18, 0.28), paint, _BOOK))
+    return [*top, box(-w, -w + 0.04, 0.05, 0.6, 0, 0.7, "wood"), *screen, *shelf]
 
 
 def _counter(rng) -> list[Part]:
@@ -270,19 +302,19 @@ def _fireside(rng) -> list[Part]:
         picture = [box(-0.75, 0.0, 0, 0.03, 1.3, 1.85, "wood"), box(-0.69, -0.06, 0, 0.04, 1.36, 1.79, "prop")]
         return [_pole(0, 0.35, 0, 1.4, 0.025, "trim"), _pole(0, 0.35, 0, 0.03, 0.16, "trim"), shade, *picture]
     jambs = [box(x, x + 0.25, 0.02, 0.4, 0, 0.95, "light") for x in (-0.65, 0.4)]
-    clock = _tilt(_lathe([(0, 0), (0.18, 0), (0.18, 0.04), (0, 0.04)], "prop", _CLOCK, (0, 0.04, 1.6)), np.pi / 2, (0, 0.04, 1.6))
+    disc = _lathe([(0, 0), (0.18, 0), (0.18, 0.04), (0, 0.04)], "prop", _CLOCK, (0, 0.04, 1.6))
+    clock = _tilt(disc, np.pi / 2, (0, 0.04, 1.6))
     return [*jambs, box(-0.75, 0.75, 0.0, 0.46, 0.95, 1.05, "wood"), box(-0.4, 0.4, 0.02, 0.06, 0, 0.95, "dim"), clock]
 
 
 def _stairs(rng) -> list[Part]:
-    n, tread, rise, side = 9, 0.26, 0.18, rng.choice([-1, 1])
-    steps = []
-    for i in range(n):
-        x = side * (i * tread - 0.9)
-        steps += [box(x - tread / 2, x + tread / 2, 0.02, 0.85, 0, (i + 1) * rise, "wood"),
-                  box(x - tread / 2 - 0.02, x + tread / 2 + 0.02, 0.0, 0.88, (i + 1) * rise - 0.03, (i + 1) * rise, "light"),
-                  box(x - 0.015, x + 0.015, 0.78, 0.81, (i + 1) * rise, (i + 1) * rise + 0.85, "trim")]  # fmt: skip
-    return steps
+    tread, rise, side, parts = 0.26, 0.18, rng.choice([-1, 1]), []
+    for i in range(9):
+        x, z, r = side * (i * tread - 0.9), (i + 1) * rise, tread / 2
+        parts.append(box(x - r, x + r, 0.02, 0.85, 0, z, "wood"))
+        parts.append(box(x - r - 0.02, x + r + 0.02, 0.0, 0.88, z - 0.03, z + 0.001, "light"))
+        parts.append(box(x - 0.015, x + 0.015, 0.78, 0.81, z, z + 0.85, "trim"))
+    return parts
 
 
 OBJECTS = {

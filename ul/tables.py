@@ -69,6 +69,8 @@ def _distances(run: dict, twin: dict) -> tuple[float, float]:
 def compare(frame: pd.DataFrame, method: str, column: str, *, against: str = NOISE, **options) -> stats.Interval:
     """Paired interval of one method's column minus (with log=True: over) another's, in one block of the benchmark."""
     by_seed = frame.pivot(index="seed", columns="method", values=column)
+    if missing := {method, against} - set(by_seed.columns):
+        raise ValueError(f"no run of {', '.join(sorted(missing))} to compare with; add it to the grid")
     return stats.paired(by_seed[method], by_seed[against], **options)
 
 
@@ -90,7 +92,8 @@ def _summary(part: pd.DataFrame, method: str, low: float) -> dict:
     out = {"n": accuracy.n} | _columns("test_accuracy", accuracy)
     out |= _columns("accuracy_minus_noise", compare(part, method, "test_accuracy"))
     for unit in ("ud_layers", "ud_weights"):
-        out |= _columns(unit, compare(part, method, unit, against=CLEAN, log=True, floor=low))
+        ratios = part.loc[part["method"] == method, unit]  # the division by the clean twin is done
+        out |= _columns(unit, stats.paired(ratios, np.ones(len(ratios)), log=True, floor=low))
     return out | {"p_ud_layers": _p_value(part, method, low)}
 
 

@@ -112,11 +112,15 @@ def index(folder: Path, domains: Sequence[str], buildings: Iterable[str] | None 
 
     buildings: only these. Raises InputError for a domain without a folder, or no view common to all domains.
     """
-    found = {d: _files(existing(folder / d, f"fetch the domain {d}, or leave it out"), suffix(d)) for d in domains}
+    endings = {d: suffix(d) for d in domains}  # refuses unknown names before it looks for folders
+    mend = "fetch that domain, or leave it out"
+    found = {d: _files(existing(folder / d, mend), ending) for d, ending in endings.items()}
     common = set.intersection(*(set(files) for files in found.values()))
     wanted = common if buildings is None else {v for v in common if v[0] in set(buildings)}
     if not wanted:
-        raise InputError(f"{folder}: no view has all of {', '.join(domains)}; fetch the domains of the same buildings")
+        raise InputError(
+            f"{folder}: no view has all of {', '.join(domains)}; fetch the missing ones, or name fewer targets"
+        )
     return {v: {d: found[d][v] for d in domains} for v in sorted(wanted)}
 
 
@@ -176,7 +180,9 @@ def _stack(paths: list[Path], mode: str) -> np.ndarray:
     arrays = [read_png(p, mode) for p in paths]
     for path, array in zip(paths, arrays, strict=True):
         if array.shape != arrays[0].shape:
-            raise InputError(f"{path}: {array.shape[:2]} pixels, {paths[0].name} has {arrays[0].shape[:2]}; fetch both again")
+            raise InputError(
+                f"{path}: {array.shape[:2]} pixels, {paths[0].name} has {arrays[0].shape[:2]}; fetch both again"
+            )
     return np.stack(arrays)
 
 

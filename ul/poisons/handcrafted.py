@@ -72,7 +72,7 @@ def ops_choice(images: Tensor, taken: list[tuple]) -> tuple[int, int, tuple[int,
     x = perturb.to_float(images).double()
     colours = list(product((0, 1), repeat=x.shape[1]))
     gap = torch.stack([(torch.tensor(v).view(1, -1, 1, 1) - x).abs() for v in colours])  # [colour,n,c,h,w]
-    score = gap.mean((1, 2)) / gap.flatten(1, 2).std(1).clamp_min(1e-6)
+    score = gap.mean((1, 2)) / gap.flatten(1, 2).std(1, correction=0).clamp_min(1e-6)
     for row, column, colour in taken:
         score[colours.index(colour), row, column] = -1
     best = int(score.argmax())

@@ -1,0 +1,314 @@
+"""Notebooks as stages: what cleaning keeps, which parameters pass, what a run leaves behind; and the command line."""
+
+import json
+import os
+import re
+from functools import partial
+
+import nbformat
+import pytest
+
+from tests.conftest import planted_rooms, ul
+from ul import __main__, nb, rooms
+
+PROGRESS = "from ul.records import note, progress\nsquares = [i * i for i in progress(range(n), 'squares', n)]\nsquares"
+
+
+def notebook(*sources: str, tags: str | None = "parameters"):
+    """Code cells, the first tagged, after one line of text; ids, counters and outputs as an editor leaves them."""
+    cells = [nbformat.v4.new_markdown_cell("# Squares", metadata={"tags": ["title"], "editable": True})]
+    for count, source in enumerate(sources, 7):
+        output = nbformat.v4.new_output("stream", name="stdout", text="old\n")
+        cells.append(nbformat.v4.new_code_cell(source, execution_count=count, outputs=[output], metadata={"x": 1}))
+    if tags:
+        cells[1].metadata["tags"] = [tags]
+    metadata = {"kernelspec": {"name": "mine", "display_name": "Mine"}, "language_info": {"name": "python"}}
+    return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
+
+
+def written(path, *sources: str) -> str:
+    nbformat.write(nb.cleaned(notebook(*sources)), path)
+    return str(path)
+
+
+# ---- cleaned sources ---------------------------------------------------------------------------------------------
+
+
+def test_cleaning_keeps_code_text_and_tags_only():
+    first, second = (nb.cleaned(notebook("n = 1", "n + 1")) for _ in range(2))
+    assert first == second  # random ids are gone
+    assert [c.source for c in first.cells] == ["# Squares", "n = 1", "n + 1"]
+    assert [dict(c.metadata) for c in first.cells] == [{"tags": ["title"]}, {"tags": ["parameters"]}, {}]
+    assert all(c.outputs == [] and c.execution_count is None for c in first.cells[1:])
+    assert first.metadata.kernelspec.name == "python3" and "language_info" not in first.metadata
+
+
+def test_cleaning_twice_changes_nothing(tmp_path):
+    nbformat.write(notebook("n = 1"), tmp_path / "a.ipynb")
+    for source, target in (("a", "b"), ("b", "c")):
+        nb.clean(tmp_path / f"{source}.ipynb", tmp_path / f"{target}.ipynb")
+    assert (tmp_path / "b.ipynb").read_bytes() == (tmp_path / "c.ipynb").read_bytes()
+    assert b"old" not in (tmp_path / "b.ipynb").read_bytes()
+
+
+def executed(number: int):
+    """The same run as papermill would leave it, but for what changes from run to run."""
+    book = notebook("n = 1", "n = 2", "n", tags="injected-parameters")
+    book.metadata.papermill = {"start_time": number, "end_time": number, "duration": number, "output_path": f"{number}"}
+    book.metadata.papermill.update(parameters={"n": 2})
+    text = f"<object at 0x7f00000{number:05x}>"
+    for i, cell in enumerate(book.cells):
+        cell.metadata.papermill = {"status": "completed", "duration": number}
+        cell.metadata.execution = {"iopub.execute_input": str(number)}
+        cell.id = f"c{i}"
+    book.cells[1].id = f"random-{number}"
+    warning = f"/tmp/ipykernel_{number}/1234.py:1: Warning at 0x{number:012x}\n"
+    book.cells[2].outputs = [nbformat.v4.new_output("stream", name="stderr", text=warning)]
+    book.cells[3].outputs = [nbformat.v4.new_output("execute_result", {"text/plain": text, "image/png": "iVBO"})]
+    return book
+
+
+def test_stable_copies_do_not_depend_on_the_run():
+    assert executed(11) != executed(22)
+    first, second = (nbformat.writes(nb.stable(executed(number))) for number in (11, 22))
+    assert first == second
+    for kept in ("injected-parameters", '"n": 2', "iVBO", "Warning", "1234.py"):
+        assert kept in first
+
+
+# ---- parameters --------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_the_literals_of_the_tagged_cell():
+    source = "method = 'em'  # a name\nepochs: int = 30\nlr = -1e-3\nout = None\nflags: list = [1, 'a']"
+    found = nb.defaults(notebook(source, "other = 1"))
+    assert found == {"method": "em", "epochs": 30, "lr": -0.001, "out": None, "flags": [1, "a"]}
+
+
+@pytest.mark.parametrize("source", ["n = len('abc')", "n = ", "n: int", "x.y = 1"])
+def test_defaults_that_are_no_literals(source):
+    with pytest.raises(nb.NotebookError, match="name = literal"):
+        nb.defaults(notebook(source))
+
+
+@pytest.mark.parametrize("tags", [None, "other"])
+def test_notebooks_need_a_parameters_cell(tags):
+    with pytest.raises(nb.NotebookError, match="one cell tagged `parameters`, this one has 0"):
+        nb.defaults(notebook("n = 1", tags=tags))
+
+
+KNOWN = {"n": 3, "rate": 0.5, "name": "em", "out": None, "flag": False, "many": [1]}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n", 4), ("rate", 2), ("rate", 0.25), ("name", "no"), ("out", None), ("out", "x"), ("out", 3), ("flag", True),
+     ("many", [])],
+)  # fmt: skip
+def test_parameters_of_the_right_type_pass(name, value):
+    assert nb.checked({name: value}, KNOWN, "x.ipynb") == {name: value}
+
+
+def test_whole_numbers_become_floats_where_the_default_is_one():
+    assert type(nb.checked({"rate": 2}, KNOWN, "x.ipynb")["rate"]) is float
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("name", 1), ("n", "1.5"), ("n", 1.5), ("n", True), ("rate", True), ("rate", "1e-3"), ("flag", 1), ("n", None),
+     ("flag", "false"), ("out", [1]), ("many", "1")],
+)  # fmt: skip
+def test_parameters_of_another_type_are_refused(name, value):
+    kind = type(KNOWN[name]).__name__
+    with pytest.raises(nb.NotebookError, match=f"x.ipynb: parameter {name} must be {kind}, .*{re.escape(repr(value))}"):
+        nb.checked({name: value}, KNOWN, "x.ipynb")
+
+
+def test_unknown_parameters_list_the_known_ones():
+    with pytest.raises(nb.NotebookError, match="unknown parameter epoch, lr; it has flag, many, n, name, out, rate"):
+        nb.checked({"lr": 1, "n": 1, "epoch": 1}, KNOWN, "x.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 1e-3), ("1e-05", 1e-5), ("no", "no"), ("on", "on"), ("true", True), ("null", None), ("[1, 2]", [1, 2]),
+     ("'7'", "7"), ("7", 7), ("em", "em")],
+)  # fmt: skip
+def test_values_are_read_as_yaml_1_2(tmp_path, text, value):
+    (tmp_path / "params.yaml").write_text(f"sal: {{rooms: {{x: {text}}}}}\n")
+    from_file = nb.parameters_from([f"{tmp_path}/params.yaml:sal.rooms"], [])
+    from_pair = nb.parameters_from([], [("x", text)])
+    assert from_file == from_pair == {"x": value}
+    assert type(from_file["x"]) is type(from_pair["x"]) is type(value)
+
+
+def test_pairs_override_sections_and_later_sections_earlier_ones(tmp_path):
+    (tmp_path / "p.yaml").write_text("a: {x: 1, y: 1, z: 1}\nb: {y: 2, z: 2}\n")
+    found = nb.parameters_from([f"{tmp_path}/p.yaml:a", f"{tmp_path}/p.yaml:b"], [("z", "3")])
+    assert found == {"x": 1, "y": 2, "z": 3}
+
+
+@pytest.mark.parametrize("key", ["nothing", "a.nothing", "a.x.deep", "a.x", "empty", "word", "list"])
+def test_sections_that_hold_no_parameters(tmp_path, key):
+    (tmp_path / "p.yaml").write_text("a: {x: 1}\nempty:\nword: abc\nlist: [1]\n")
+    with pytest.raises(nb.NotebookError, match=f"p.yaml:{key}: no section"):
+        nb.parameters_from([f"{tmp_path}/p.yaml:{key}"], [])
+
+
+def test_damaged_yaml_is_one_line(tmp_path):
+    (tmp_path / "p.yaml").write_text("a: [1\nb: }\n")
+    with pytest.raises(nb.NotebookError) as caught:
+        nb.parameters_from([f"{tmp_path}/p.yaml:a"], [])
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(nb.NotebookError, match=r"-p x: .* is not YAML"):
+        nb.parameters_from([], [("x", "[1")])
+
+
+def test_missing_profile(tmp_path):
+    with pytest.raises(nb.NotebookError, match=r"gpu/params.yaml is missing: unknown profile"):
+        nb.parameters_from([f"{tmp_path}/gpu/params.yaml:sal"], [])
+
+
+# ---- runs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """nb.run with its logs in tmp_path and the environment restored afterwards."""
+    for name in nb.ENVIRONMENT:
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+
+    def call(source: str, target: str, **parameters):
+        nb.run(source, str(tmp_path / target), parameters, logs=tmp_path / "logs")
+
+    return call
+
+
+def test_a_run_is_byte_stable_and_keeps_progress_out(tmp_path, run, capfd):
+    source = written(tmp_path / "s.ipynb", "n = 2", PROGRESS, "print(object())\nnote('a note')")
+    run(source, "a.ipynb", n=4)
+    run(source, "b.ipynb", n=4)
+    text = (tmp_path / "a.ipynb").read_text()
+    assert text == (tmp_path / "b.ipynb").read_text()
+    assert "[0, 1, 4, 9]" in text and "<object object at 0x0>" in text
+    outputs = json.dumps([c.get("outputs") for c in json.loads(text)["cells"]])
+    lines = next((tmp_path / "logs").glob("*a.log")).read_text().splitlines()
+    assert lines[:5] == [*(f"squares: {i}/4" for i in range(1, 5)), "a note"]
+    assert "squares: 4/4" not in outputs and "a note" not in outputs
+    assert "squares: 4/4" in capfd.readouterr().err  # the terminal sees it as well
+
+
+FAILING = {
+    "error": ("from ul.config import InputError\nraise InputError('a.npz: bad; mend it')", "cell .*: .*bad; mend it"),
+    "exit": ("import sys\nsys.exit(0)", "stopped before its last cell"),
+    "exit 3": ("import sys\nsys.exit(3)", "SystemExit: 3"),
+    "killed": ("import os\nos._exit(9)", "kernel died"),
+}
+
+
+@pytest.mark.parametrize(("cell", "message"), FAILING.values(), ids=FAILING)
+def test_failed_cells_leave_no_target(tmp_path, run, cell, message):
+    source = written(tmp_path / "s.ipynb", "n = 2", cell, "print('after')")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(nb.NotebookError, match=message) as caught:
+        run(source, "out/a.ipynb")
+    assert len(str(caught.value).splitlines()) == 1
+    assert source in str(caught.value)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("parameters", [{"m": 1}, {"n": "2"}])
+def test_wrong_parameters_fail_before_anything_runs(tmp_path, run, parameters):
+    source = written(tmp_path / "s.ipynb", "n = 2", f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(nb.NotebookError, match="parameter"):
+        run(source, "a.ipynb", **parameters)
+    assert {p.name for p in tmp_path.iterdir()} == {"s.ipynb"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "is missing"), ("{", "not a notebook"), ("", "not a notebook")]
+)
+def test_sources_that_are_no_notebooks(tmp_path, run, content, message):
+    if content is not None:
+        (tmp_path / "s.ipynb").write_text(content)
+    with pytest.raises(nb.NotebookError, match=message):
+        run(str(tmp_path / "s.ipynb"), "a.ipynb")
+
+
+# ---- command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def main(tmp_path, monkeypatch):
+    """The command line in this process: `main("info", …)` with tmp_path as working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args):
+        monkeypatch.setattr("sys.argv", ["ul", *map(str, args)])
+        __main__.main()
+
+    return call
+
+
+def test_info_counts_what_is_there(tmp_path, main, capsys):
+    planted_rooms(tmp_path)
+    main("info", "rooms", "--root", tmp_path)
+    shown = capsys.readouterr().out
+    for part in ("train", "val", "test"):
+        assert f"{part}: 1 images (3, 8, 8)" in shown
+
+
+def test_verify_prints_the_contents_of_whole_data(tmp_path, main, capsys):
+    planted_rooms(tmp_path)
+    main("verify", "rooms", "--root", tmp_path)
+    assert (
+        len(set(re.findall(r"1 images read, all files whole, contents ([0-9a-f]{16})", capsys.readouterr().out))) == 3
+    )
+
+
+def test_render_never_overwrites(tmp_path, main):
+    (tmp_path / "mnist").mkdir()
+    with pytest.raises(SystemExit, match=r"^error: .*mnist exists; remove it"):
+        main("render", "mnist", "--root", tmp_path)
+    assert list((tmp_path / "mnist").iterdir()) == []
+
+
+def test_render_makes_rooms_and_shows_progress(tmp_path, main, monkeypatch, capsys):
+    pytest.importorskip("embreex")
+    monkeypatch.setattr(rooms, "BUILDINGS", {"train": rooms.BUILDINGS["train"][:1]})
+    monkeypatch.setattr(rooms, "render", partial(rooms.render, views=2, size=8))
+    main("render", "rooms", "--root", tmp_path)
+    shown = capsys.readouterr()
+    assert "2 images" in shown.out and "2 views" in shown.err
+    assert len(list((tmp_path / "rooms" / "rgb").rglob("*.png"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "choice"), [(["dance"], "nb-run"), (["info", "imagenet"], "mnist"), ([], "command"), (["nb-run"], "-p")]
+)
+def test_unknown_commands_and_names_list_the_choices(main, command, choice, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(*command)
+    assert stopped.value.code == 2
+    assert choice in capsys.readouterr().err
+
+
+def refused(done, *parts: str) -> None:
+    """Exit status 1 and one line on stderr."""
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr
+
+
+def test_verify_names_the_damaged_file(tmp_path):
+    planted_rooms(tmp_path)
+    path = next((tmp_path / "rooms" / "rgb").rglob("*.png"))
+    path.write_bytes(path.read_bytes()[:60])
+    refused(ul("verify", "rooms", "--root", tmp_path, cwd=tmp_path), str(path), "fetch the file again")
+
+
+def test_nb_run_refuses_unknown_parameters(tmp_path):
+    source = written(tmp_path / "s.ipynb", "n = 2", "n")
+    refused(ul("nb-run", source, "a.ipynb", "-p", "m", "1", cwd=tmp_path), "unknown parameter m; it has n")
+    assert {p.name for p in tmp_path.iterdir()} == {"s.ipynb"}

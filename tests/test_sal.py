@@ -1,0 +1,299 @@
+"""SAL against closed forms: on a quadratic the largest and smallest loss in a ball are known."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ul import data, defenses, models, sal, train
+from ul.config import InputError
+
+STEPS = 10
+
+
+class Quadratic(nn.Module):
+    """One Linear whose outputs, on the unit vectors, are its weights w; the loss is sum of curvature (w - centre)^2."""
+
+    def __init__(self, weight, centre, curvature):
+        super().__init__()
+        self.layer = nn.Linear(len(weight), 1, bias=False)
+        self.layer.weight.data = torch.tensor([weight])
+        self.centre, self.curvature = torch.tensor(centre), torch.tensor(curvature)
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def loss(self, out, which):
+        return len(self.centre) * (self.curvature[which] * (out[:, 0] - self.centre[which]) ** 2).mean()
+
+    def probe(self, **options):
+        n = len(self.centre)
+        return sal.per_layer(self, torch.eye(n), torch.arange(n), loss=self.loss, **options).iloc[0]
+
+
+class Plain(nn.Module):
+    """A sequence that `split_at` cannot see into."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def small_net(seed=0, name="resnet8"):
+    """A network with batch norm whose statistics and modes are not those of a new one, and images for it."""
+    options = {"width": 4} if name == "resnet8" else {}
+    model = models.make(name, channels=3, classes=4, size=16, seed=seed, **options)
+    rng = torch.Generator().manual_seed(seed)
+    images, targets = torch.rand((24, 3, 16, 16), generator=rng), torch.randint(0, 4, (24,), generator=rng)
+    with torch.no_grad():
+        model.train()(images * 0.5)
+    return model, images, targets
+
+
+def isotropic(distance):
+    """|w| = 5 (so epsilon = .2 is a radius of 1), the centre `distance` away."""
+    return Quadratic([3.0, 4.0], [3.0 + 0.6 * distance, 4.0 - 0.8 * distance], [1.0, 1.0])
+
+
+@pytest.mark.parametrize("distance", [0.5, 1.0, 2.0, 7.0])
+@pytest.mark.parametrize("epsilon", [0.02, 0.05, 0.2])
+def test_largest_loss_in_a_ball_of_an_isotropic_quadratic(distance, epsilon):
+    found, r = isotropic(distance).probe(epsilon=epsilon), 5 * epsilon
+    assert found.radius == pytest.approx(r, rel=1e-6)
+    assert found.s_max == pytest.approx((distance + r) ** 2 - distance**2, rel=1e-4)
+
+
+@pytest.mark.parametrize("distance, epsilon", [(1.0, 0.2), (2.0, 0.2), (7.0, 0.05), (1.5, 0.1)])
+def test_smallest_loss_when_the_centre_is_outside(distance, epsilon):
+    found, r = isotropic(distance).probe(epsilon=epsilon), 5 * epsilon
+    assert found.s_min == pytest.approx(distance**2 - (distance - r) ** 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("distance", [0.3, 0.55, 0.7, 0.9])
+def test_smallest_loss_when_the_centre_is_inside(distance):
+    """Steps of 1/4 along the ray miss the centre by the distance's remainder; never below the true minimum 0."""
+    found, stride = isotropic(distance).probe(epsilon=0.2), sal.STRIDE / STEPS
+    missed = min(abs(distance - k * stride) for k in range(STEPS + 1))
+    assert found.s_min == pytest.approx(distance**2 - missed**2, rel=1e-4)
+    finer = isotropic(distance).probe(epsilon=0.2, steps=200)
+    assert finer.s_min == pytest.approx(distance**2, rel=1e-3)
+
+
+def ball_extremes(weight, centre, curvature, radius):
+    """(max, min) of a convex quadratic over a ball, by bisection on the multiplier (trust-region secular equation)."""
+    w, c, a = (torch.tensor(v, dtype=torch.float64) for v in (weight, centre, curvature))
+    extremes = []
+    for sign, low in ((1, a.max().item()), (-1, 0.0)):
+        high = low + 1e6
+        for _ in range(200):
+            middle = (low + high) / 2
+            step = sign * a * (w - c) / (middle - sign * a)
+            low, high = (middle, high) if step.norm() > radius else (low, middle)
+        extremes.append((a * (w + sign * a * (w - c) / (high - sign * a) - c) ** 2).sum().item())
+    return extremes
+
+
+@pytest.mark.parametrize("curvature", [[1.0, 2.0, 3.0], [0.5, 5.0, 1.0], [4.0, 1.0, 0.1]])
+def test_anisotropic_quadratic_stays_below_the_true_extremes_and_comes_near(curvature):
+    weight, centre, epsilon = [2.0, -1.0, 2.0], [0.5, 0.5, 1.0], 0.1
+    model = Quadratic(weight, centre, curvature)
+    base = sum(a * (w - c) ** 2 for a, w, c in zip(curvature, weight, centre, strict=True))
+    high, low = ball_extremes(weight, centre, curvature, 3 * epsilon)
+    for steps, share in ((10, 0.95), (300, 0.9999)):
+        found = model.probe(epsilon=epsilon, steps=steps)
+        assert share * (high - base) <= found.s_max <= (high - base) * (1 + 1e-5)
+        assert share * (base - low) <= found.s_min <= (base - low) * (1 + 1e-5)
+        assert found.sal == max(found.s_max, found.s_min)
+
+
+def test_larger_balls_hold_larger_changes():
+    model, images, targets = small_net(name="lenet5")
+    frames = [sal.per_layer(model, images, targets, epsilon=e) for e in (0, 0.02, 0.05, 0.1)]
+    values = torch.tensor([f["sal"].tolist() for f in frames])
+    assert (values[0] == 0).all() and (frames[0][["s_max", "s_min", "radius"]] == 0).all(axis=None)
+    assert (values[1:] > values[:-1]).all()
+    assert all((f[["s_max", "s_min"]] >= 0).all(axis=None) for f in frames)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "lenet5", "linear"])
+def test_cutting_the_network_changes_nothing(name):
+    model, images, targets = small_net(name=name)
+    cut, whole = sal.per_layer(model, images, targets), sal.per_layer(Plain(model), images, targets)
+    assert cut["layer"].tolist() == [n.removeprefix("inner.") for n in whole["layer"]]
+    assert cut.drop(columns="layer").equals(whole.drop(columns="layer"))
+
+
+@pytest.mark.parametrize("batch_size", [5, 23])
+def test_batch_size_does_not_matter(batch_size):
+    model, images, targets = small_net()
+    layers = ["stem.0", "block2a.shortcut.0", "fc"]
+    whole, parts = (sal.per_layer(model, images, targets, layers=layers, batch_size=b) for b in (512, batch_size))
+    torch.testing.assert_close(torch.tensor(parts["sal"]), torch.tensor(whole["sal"]), rtol=1e-4, atol=1e-5)
+
+
+def state_of(model):
+    tensors = {k: v.clone() for k, v in model.state_dict().items()}
+    grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    return tensors, grads, [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
+
+
+def assert_same_state(before, after):
+    assert all(torch.equal(before[0][k], after[0][k]) for k in before[0]), "weights or buffers"
+    for a, b in zip(before[1], after[1], strict=True):
+        assert (a is b is None) or torch.equal(a, b)
+    assert before[2:] == after[2:]
+
+
+def fails_at(call):
+    """A cross-entropy that raises in its call-th evaluation."""
+    calls = iter(range(1, 10_000))
+
+    def loss(out, y):
+        if next(calls) == call:
+            raise RuntimeError("planted")
+        return F.cross_entropy(out, y)
+
+    return loss
+
+
+@pytest.mark.parametrize("call", [None, 1, 2, 7, 15, 40])
+def test_the_model_is_as_before_even_after_an_error(call):
+    model, images, targets = small_net()
+    model.train()
+    model.block1a.eval()
+    F.cross_entropy(model(images), targets).backward()
+    model.fc.bias.grad = None
+    model.stem[0].weight.requires_grad_(False)
+    before = state_of(model)
+    if call is None:
+        sal.per_layer(model, images, targets)
+    else:
+        with pytest.raises(RuntimeError, match="planted"):
+            sal.per_layer(model, images, targets, loss=fails_at(call))
+    assert_same_state(before, state_of(model))
+
+
+def test_probing_does_not_change_training():
+    x = torch.randint(0, 256, (40, 3, 16, 16), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    split = data.Split(x, {"label": torch.arange(40) % 4}, "toy/train")
+    images = x.float() / 255
+    states = []
+    for hook in (None, lambda epoch, model: sal.per_layer(model, images, split.targets["label"], steps=2)):
+        model = models.make("resnet8", channels=3, classes=4, size=16, seed=0)
+        recipe = train.Recipe(epochs=2, batch_size=16, pad=2)
+        train.fit(
+            model, split, split, recipe=recipe, defense=defenses.make("none"), seed=0, device="cpu", on_epoch=hook
+        )
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def reference(model, name, images, targets, epsilon):
+    """(s_max, s_min) of one layer the slow, plain way: two copies of the network, one climbs and one descends."""
+    model = copy.deepcopy(model).eval()
+    base, found = F.cross_entropy(model(images), targets).item(), []
+    for sign in (1, -1):
+        clone = copy.deepcopy(model)
+        weight = clone.get_submodule(name).weight
+        start, best = weight.detach().clone(), base
+        radius = epsilon * start.norm()
+        for _ in range(STEPS):
+            (slope,) = torch.autograd.grad(F.cross_entropy(clone(images), targets), weight)
+            with torch.no_grad():
+                weight += sign * (sal.STRIDE * radius / STEPS) * slope / slope.norm()
+                if (weight - start).norm() > radius:
+                    weight.copy_(start + (weight - start) * radius / (weight - start).norm())
+                value = F.cross_entropy(clone(images), targets).item()
+                best = max(best, value) if sign > 0 else min(best, value)
+        found.append(sign * (best - base))
+    return found
+
+
+@pytest.mark.parametrize("name", ["resnet8", "lenet5"])
+def test_a_plain_loop_finds_the_same(name):
+    model, images, targets = small_net(name=name)
+    frame = sal.per_layer(model, images, targets, epsilon=0.1)
+    for row in frame.itertuples():
+        s_max, s_min = reference(model, row.layer, images, targets, 0.1)
+        assert (row.s_max, row.s_min) == pytest.approx((s_max, s_min), rel=1e-4, abs=1e-6), row.layer
+
+
+# ---- Where the public code departs from the definition (design, section 2) ------------------------------------------
+
+
+def test_reference_loss_is_in_eval_mode_on_the_images_as_given():
+    """The public code takes the training-mode loss over augmented batches."""
+    model, images, targets = small_net()
+    eval_loss, train_loss = (
+        F.cross_entropy(getattr(copy.deepcopy(model), mode)()(images), targets).item() for mode in ("eval", "train")
+    )
+    seen = []
+
+    def spy(out, y):
+        assert torch.equal(y, targets)
+        seen.append(F.cross_entropy(out, y))
+        return seen[-1]
+
+    found = sal.per_layer(model.train(), images, targets, loss=spy, layers=["fc"], steps=1)
+    assert seen[0].item() == pytest.approx(eval_loss, abs=1e-6)
+    assert abs(seen[0].item() - train_loss) > 1e-3
+    assert found.equals(sal.per_layer(model.eval(), images, targets, layers=["fc"], steps=1))
+
+
+def test_every_step_is_projected():
+    """The public code projects once a pass over the data."""
+    model, lengths = Quadratic([3.0, 4.0], [1.0, 9.0], [1.0, 3.0]), []
+    start = model.layer.weight.detach().clone()
+
+    def spy(out, which):
+        lengths.append((model.layer.weight - start).norm().item())
+        return model.loss(out, which)
+
+    sal.per_layer(model, torch.eye(2), torch.arange(2), loss=spy, epsilon=0.2)
+    assert max(lengths) == pytest.approx(1, abs=1e-5)
+    climb = lengths[1 : STEPS + 2]
+    assert climb[:4] == pytest.approx([0, 0.25, 0.5, 0.75], abs=0.02) and min(climb[6:]) > 0.99
+    assert len(lengths) == 1 + 2 * (STEPS + 1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("call, where", [(1, "diverged, lower its lr"), (6, "smaller epsilon")])
+def test_a_loss_that_is_not_finite_is_refused(value, call, where):
+    """The public code keeps NaN weights and lets the candidate lose."""
+    model, images, targets = small_net()
+    calls, before = iter(range(1, 1000)), state_of(model)
+
+    def loss(out, y):
+        return F.cross_entropy(out, y) * (value if next(calls) == call else 1)
+
+    with pytest.raises(InputError, match=where):
+        sal.per_layer(model, images, targets, loss=loss)
+    assert_same_state(before, state_of(model))
+
+
+def test_layers_are_all_convolutions_and_linear_maps():
+    model, images, targets = small_net()
+    frame = sal.per_layer(model, images, targets, steps=1)
+    conv = [k.removesuffix(".weight") for k, v in model.state_dict().items() if k.endswith("weight") and v.ndim > 1]
+    assert frame["layer"].tolist() == conv and len(conv) == 10
+    assert frame["weights"].tolist() == [model.get_submodule(n).weight.numel() for n in conv]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"layers": ["fc", "nope"]}, r"unknown layer 'nope'; choose from .*block1a\.conv1.*fc"),
+        ({"estimator": "nope"}, "unknown SAL estimator 'nope'; choose from .*pgd"),
+        ({"epsilon": -0.1}, "epsilon is -0.1"),
+        ({"steps": 0}, "steps is 0"),
+    ],
+)
+def test_wrong_options_are_refused(options, message):
+    model, images, targets = small_net()
+    with pytest.raises(InputError, match=message):
+        sal.per_layer(model, images, targets, **options)

@@ -1,0 +1,181 @@
+"""Intervals and rank correlation against scipy, hand calculation and simulated coverage."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from ul import stats
+
+A = [0.61, 0.55, 0.72, 0.58, 0.66]
+B = [0.50, 0.57, 0.60, 0.51, 0.59]
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_paired_interval_is_scipys(n, level):
+    found = stats.paired(A[:n], B[:n], level=level)
+    expected = scipy_stats.ttest_rel(A[:n], B[:n]).confidence_interval(level)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.estimate == pytest.approx(sum(A[:n]) / n - sum(B[:n]) / n) and found.n == n
+
+
+def test_paired_is_narrower_than_unpaired_for_seeds_that_move_together():
+    shared = np.random.default_rng(0).normal(size=6) * 10
+    a, b = shared + np.array([1, 1.1, 0.9, 1, 1, 1]), shared
+    found = stats.paired(a, b)
+    assert 0.9 < found.low < 1 < found.high < 1.1
+
+
+def test_ratio_by_hand():
+    """log ratios 0 and log 4: mean log 2, standard error log 2, t(1) = 12.7062."""
+    found = stats.paired([1, 8], [1, 2], log=True)
+    assert found.estimate == pytest.approx(2)
+    assert (found.low, found.high) == pytest.approx((2 ** (1 - 12.7062), 2 ** (1 + 12.7062)), rel=1e-4)
+
+
+def test_zeros_are_raised_to_the_floor_on_both_sides():
+    floored = stats.paired([0, 4], [1, 0], log=True, floor=0.25)
+    assert floored == stats.paired([0.25, 4], [1, 0.25], log=True)
+    assert floored.estimate == pytest.approx(math.sqrt(0.25 / 1 * 4 / 0.25))
+
+
+@pytest.mark.parametrize("a, b", [([0, 1], [1, 1]), ([1, 1], [1, 0]), ([1, -1], [1, 1])])
+def test_ratio_of_zero_without_a_floor_is_refused(a, b):
+    with pytest.raises(ValueError, match="above 0; give a floor"):
+        stats.paired(a, b, log=True)
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_intervals_cover_the_truth_as_often_as_they_say(n):
+    rng = np.random.default_rng(0)
+    draws = [stats.paired(rng.normal(3, 2, n), rng.normal(1, 2, n)) for _ in range(500)]
+    assert np.mean([d.low <= 2 <= d.high for d in draws]) == pytest.approx(0.95, abs=0.03)
+
+
+def test_one_seed_has_no_interval():
+    for found in (stats.paired([0.5], [0.25]), stats.paired([0.5], [1], log=True)):
+        assert (found.estimate, found.n) == pytest.approx((0.25 if found.estimate < 0.4 else 0.5, 1))
+        assert math.isnan(found.low) and math.isnan(found.high)
+    assert str(stats.Interval(0.5, 0.25, 0.75, 3)) == "0.500 [0.250, 0.750], n = 3"
+
+
+@pytest.mark.parametrize(
+    "a, b, message",
+    [
+        ([1, 2], [1, 2, 3], r"same seeds: \(2,\) and \(3,\)"),
+        ([], [], "finite numbers"),
+        ([1, float("nan")], [1, 2], "finite numbers"),
+        ([1, float("inf")], [1, 2], "finite numbers"),
+    ],
+)
+def test_values_without_an_interval_are_refused(a, b, message):
+    with pytest.raises(ValueError, match=message):
+        stats.paired(a, b)
+
+
+# ---- Bootstrap -----------------------------------------------------------------------------------------------------
+
+
+def test_bootstrap_repeats_with_its_seed():
+    values = np.random.default_rng(0).normal(size=20)
+    first, again, other = (stats.bootstrap(values, np.mean, seed=s, reps=300) for s in (1, 1, 2))
+    assert first == again and (first.low, first.high) != (other.low, other.high)
+    np.random.seed(5)
+    assert stats.bootstrap(values, np.mean, seed=1, reps=300) == first
+
+
+def test_bootstrap_of_a_mean_agrees_with_the_central_limit():
+    values = np.random.default_rng(1).exponential(size=400)
+    found, error = stats.bootstrap(values, np.mean, seed=0), values.std() / 20
+    assert found.estimate == values.mean() and found.n == 400
+    assert (found.low, found.high) == pytest.approx(
+        (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.15 * error
+    )
+
+
+def test_bootstrap_draws_rows_together():
+    pairs = np.repeat(np.arange(12.0)[:, None], 2, 1)
+    found = stats.bootstrap(pairs, lambda v: np.abs(v[:, 0] - v[:, 1]).max(), seed=0, reps=50)
+    assert (found.low, found.high) == (0, 0)
+
+
+@pytest.mark.parametrize("n", [0, 1, 9])
+def test_bootstrap_refuses_few_units(n):
+    with pytest.raises(ValueError, match=f"10 units or more, got {n}"):
+        stats.bootstrap(np.ones(n), np.mean, seed=0)
+
+
+# ---- Ranks ---------------------------------------------------------------------------------------------------------
+
+PAIRS = [
+    ([1, 2, 3, 4, 5], [2.0, 1.0, 4.0, 3.0, 5.0]),
+    ([0.3, 0.1, 0.5, 0.2, 0.9], [9, 8, 7, 6, 5]),
+    ([1, 1, 2, 3, 3], [1, 2, 2, 5, 4]),
+    ([1, 2, 3, 4, 5], [5, 4, 3, 2, 1]),
+]
+
+
+@pytest.mark.parametrize("x, y", PAIRS)
+def test_rank_correlation_is_scipys_with_the_exact_p(x, y):
+    rho, p = stats.rank_correlation(x, y)
+    assert rho == pytest.approx(scipy_stats.spearmanr(x, y).statistic)
+    exact = scipy_stats.permutation_test(
+        (x,), lambda v: scipy_stats.spearmanr(v, y).statistic, permutation_type="pairings", n_resamples=np.inf
+    )
+    assert p == pytest.approx(exact.pvalue)
+
+
+def test_perfect_order_of_five_has_two_extreme_permutations():
+    assert stats.rank_correlation([1, 2, 3, 4, 5], [1, 4, 9, 16, 25]) == (pytest.approx(1), pytest.approx(2 / 120))
+
+
+def test_many_pairs_are_shuffled_with_a_seed():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=12)
+    y = x + 1.5 * rng.normal(size=12)
+    rho, p = stats.rank_correlation(x, y)
+    assert (rho, p) == stats.rank_correlation(x, y)
+    expected = scipy_stats.spearmanr(x, y)
+    assert rho == pytest.approx(expected.statistic) and p == pytest.approx(expected.pvalue, abs=0.02)
+    assert stats.rank_correlation(x, x, reps=99)[1] == pytest.approx(1 / 100)  # p is never 0
+
+
+@pytest.mark.parametrize("x, y", [([1, 1, 1, 1], [1, 2, 3, 4]), ([4, 3, 2, 1], [7, 7, 7, 7])])
+def test_a_constant_has_no_order(x, y):
+    rho, p = stats.rank_correlation(x, y)
+    assert math.isnan(rho) and p == 1
+
+
+@pytest.mark.parametrize("x, y", [([1, 2], [2, 1]), ([1, 2, 3], [1, 2])])
+def test_too_few_or_unequal_pairs_are_refused(x, y):
+    with pytest.raises(ValueError, match="three pairs or more"):
+        stats.rank_correlation(x, y)
+
+
+# ---- Holm ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "p, adjusted",
+    [
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.5, 0.6], [1, 1]),
+        ([0.02], [0.02]),
+        ([0.01, 0.011, 0.9], [0.03, 0.03, 0.9]),
+        ([], []),
+    ],
+)
+def test_holm_by_hand(p, adjusted):
+    assert stats.holm(p).tolist() == pytest.approx(adjusted)
+
+
+def test_holm_rejects_what_the_step_down_procedure_rejects():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        p = rng.beta(0.3, 3, size=6)
+        rejected, alive = np.zeros(6, bool), sorted(range(6), key=lambda i: p[i])
+        while alive and p[alive[0]] <= 0.05 / len(alive):
+            rejected[alive.pop(0)] = True
+        assert (stats.holm(p) <= 0.05).tolist() == rejected.tolist()

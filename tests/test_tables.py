@@ -1,0 +1,295 @@
+"""Tables and verdicts on hand-made records whose numbers are known."""
+
+import json
+import math
+from io import StringIO
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as scipy_stats
+
+from ul import claims, records, tables
+from ul.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED
+from ul.config import InputError
+from ul.stats import Interval
+
+LAYERS, LOW, HIGH = 10, 0.1, 1.0  # clean: half of the layers learnable, beta .55
+WEIGHTS = [2**i for i in range(LAYERS)]
+
+
+def record(method, learnable, accuracy, seed, *, dataset="toy", architecture="net", defense="none", epochs=2):
+    """A record as benchmark.run writes it: the last `learnable` layers are above the clean threshold."""
+    config = {"dataset": dataset, "architecture": architecture, "defense": defense, "method": method, "seed": seed}
+    sal = [LOW] * (LAYERS - learnable) + [HIGH] * learnable
+    probe = {"layer": [f"l{i}" for i in range(LAYERS)], "sal": sal, "s_max": sal, "s_min": [0.0] * LAYERS}
+    probes = [{"epoch": e + 1, **probe, "weights": WEIGHTS} for e in range(epochs)]
+    return {"config": config, "history": {"test_accuracy": [0.1, accuracy]}, "sal": probes}
+
+
+COUNTS = {"clean": [5, 5, 5], "noise": [5, 5, 5], "lsp": [1, 2, 1], "em": [0, 0, 0], "tap": [8, 9, 10]}
+ACCURACY = {
+    "clean": [0.9, 0.92, 0.91], "noise": [0.88, 0.91, 0.9], "lsp": [0.3, 0.33, 0.28], "em": [0.2, 0.2, 0.2],
+    "tap": [0.1, 0.12, 0.1],
+}  # fmt: skip
+
+
+PLACES = [
+    ("clean", "none", 5), ("noise", "none", 5), ("lsp", "none", 1),
+    ("clean", "jpeg", 8), ("noise", "jpeg", 4), ("lsp", "jpeg", 2),
+]  # fmt: skip
+
+
+def runs_of(**place):
+    return [record(m, COUNTS[m][s], ACCURACY[m][s], s, **place) for m in COUNTS for s in range(3)]
+
+
+def frame_of(ud, accuracy=None):
+    """A benchmark frame of one block from {method: [UD of each seed]}."""
+    accuracy = accuracy or {m: values for m, values in ud.items()}
+    rows = [
+        ["toy", "net", "none", m, s, accuracy[m][s], v, v] for m, values in ud.items() for s, v in enumerate(values)
+    ]
+    return pd.DataFrame(rows, columns=[*tables.BLOCK, "method", "seed", "test_accuracy", "ud_layers", "ud_weights"])
+
+
+# ---- One row a run -------------------------------------------------------------------------------------------------
+
+
+def test_benchmark_counts_learnable_layers_and_weights():
+    frame = tables.benchmark(runs_of())
+    assert len(frame) == 15 and frame["test_accuracy"].tolist() == [a for values in ACCURACY.values() for a in values]
+    for row in frame.itertuples():
+        count = COUNTS[row.method][row.seed]
+        assert row.ud_layers == pytest.approx(count / 5)
+        assert row.ud_weights == pytest.approx(sum(WEIGHTS[LAYERS - count :]) / sum(WEIGHTS[5:]))
+
+
+def test_every_run_is_measured_by_its_own_twin():
+    """Another seed's and another architecture's clean run have other counts; a defended run uses the undefended one."""
+    runs = [record("clean", c, 0.9, s, architecture=a) for a, s, c in (("net", 0, 5), ("net", 1, 4), ("big", 0, 2))]
+    runs += [record("lsp", 2, 0.3, s, architecture=a) for a, s in (("net", 0), ("net", 1), ("big", 0))]
+    runs += [record("clean", 8, 0.9, 0, defense="jpeg"), record("lsp", 2, 0.5, 0, defense="jpeg")]
+    assert tables.benchmark(runs)["ud_layers"].tolist() == pytest.approx([1, 1, 1, 2 / 5, 2 / 4, 2 / 2, 8 / 5, 2 / 5])
+
+
+def test_a_missing_clean_twin_is_named():
+    runs = [r for r in runs_of() if (r["config"]["method"], r["config"]["seed"]) != ("clean", 1)]
+    with pytest.raises(ValueError, match="no clean run of toy, net, seed 1"):
+        tables.benchmark(runs)
+
+
+def test_helpers_of_a_record():
+    run = record("lsp", 3, 0.5, 0, epochs=4)
+    assert tables.sal_matrix(run).shape == (4, LAYERS) and tables.sal_matrix(run, "s_min").sum() == 0
+    assert tables.layer_weights(run).tolist() == WEIGHTS
+    assert tables.floor([run]) == 0.5 / 40
+    assert tables.threshold([record("clean", 5, 0.9, 0)]) == pytest.approx((LOW + HIGH) / 2)
+
+
+def test_load_reads_conditions_in_order(tmp_path):
+    for name, seeds in (("toy-b", 2), ("toy-a", 1)):
+        records.save({"runs": [record(name[-1], 1, 0.5, s) for s in range(seeds)]}, tmp_path / f"{name}.json")
+    assert [tables.key(r)[3:] for r in tables.load(tmp_path, ["toy-b", "toy-a"])] == [("b", 0), ("b", 1), ("a", 0)]
+    with pytest.raises(InputError, match=r"toy-c\.json is missing; run `dvc repro` first"):
+        tables.load(tmp_path, ["toy-a", "toy-c"])
+
+
+# ---- One row a condition -------------------------------------------------------------------------------------------
+
+
+def interval(row, name):
+    return tuple(row[[name, f"{name}_low", f"{name}_high"]])
+
+
+def test_by_method_gives_scipys_intervals():
+    summary = tables.by_method(tables.benchmark(runs_of()), {"toy": 0.025}).set_index("method")
+    assert summary.index.tolist() == list(COUNTS) and (summary["n"] == 3).all()
+    for method, row in summary.iterrows():
+        difference = scipy_stats.ttest_rel(ACCURACY[method], ACCURACY["noise"])
+        if method != "noise":
+            assert interval(row, "accuracy_minus_noise")[1:] == pytest.approx(tuple(difference.confidence_interval()))
+        logs = np.log(np.maximum(np.array(COUNTS[method]) / 5, 0.025))
+        low, high = (
+            scipy_stats.t.interval(0.95, 2, logs.mean(), scipy_stats.sem(logs)) if np.ptp(logs) else (logs[0],) * 2
+        )
+        assert interval(row, "ud_layers") == pytest.approx(tuple(np.exp([logs.mean(), low, high])))
+    assert interval(summary.loc["noise"], "accuracy_minus_noise") == (0, 0, 0)
+    assert interval(summary.loc["em"], "ud_layers") == pytest.approx((0.025,) * 3)
+
+
+def test_p_values_are_t_tests_with_holm_over_methods():
+    summary = tables.by_method(tables.benchmark(runs_of()), {"toy": 0.025}).set_index("method")
+    p = {m: scipy_stats.ttest_1samp(np.log(np.array(COUNTS[m]) / 5), 0).pvalue for m in ("lsp", "tap")}
+    assert summary["p_ud_layers"].dropna().to_dict() == pytest.approx(p)
+    first, second = sorted(p, key=p.get)
+    assert summary["p_holm"].dropna().to_dict() == pytest.approx(
+        {first: 2 * p[first], second: max(2 * p[first], p[second])}
+    )
+
+
+def test_one_seed_has_estimates_without_intervals():
+    runs = [r for r in runs_of() if r["config"]["seed"] == 0]
+    row = tables.by_method(tables.benchmark(runs), {"toy": 0.025}).set_index("method").loc["lsp"]
+    assert row["ud_layers"] == pytest.approx(0.2) and row["n"] == 1
+    assert row[["ud_layers_low", "ud_layers_high", "p_ud_layers", "p_holm"]].isna().all()
+
+
+def test_blocks_have_their_own_floor_and_holm():
+    runs = runs_of() + runs_of(dataset="other")
+    summary = tables.by_method(tables.benchmark(runs), {"toy": 0.025, "other": 0.01})
+    em = summary[summary["method"] == "em"].set_index("dataset")["ud_layers"]
+    assert em.to_dict() == pytest.approx({"toy": 0.025, "other": 0.01})
+    alone = tables.by_method(tables.benchmark(runs_of()), {"toy": 0.025})
+    assert summary.groupby("dataset")["p_holm"].max().tolist() == pytest.approx([alone["p_holm"].max()] * 2)
+
+
+def test_a_defended_condition_keeps_its_ud_against_the_undefended_clean_run():
+    runs = [record(m, c, 0.5, s, defense=d) for m, d, c in PLACES for s in range(2)]
+    summary = tables.by_method(tables.benchmark(runs), {"toy": 0.025}).set_index(["defense", "method"])
+    assert summary["ud_layers"].to_dict() == pytest.approx({(d, m): c / 5 for m, d, c in PLACES})
+
+
+# ---- Ranks ---------------------------------------------------------------------------------------------------------
+
+SIX = ["noise", "lsp", "ops", "em", "ar", "tap"]
+
+
+def ranked(*orders):
+    """UD rises with the method's place in each seed's order; accuracy always rises along SIX; clean beside them."""
+    ud = {m: [1 + order.index(m) for order in orders] for m in SIX} | {"clean": [99] * len(orders)}
+    return frame_of(ud, {m: [i / 10] * len(orders) for i, m in enumerate([*SIX, "clean"])})
+
+
+def test_ranks_of_planted_orders():
+    swapped = ["lsp", "noise", *SIX[2:]]  # one swap of neighbours: rho = 1 - 6 * 2 / (6 * 35)
+    rows = tables.ranks(ranked(SIX, swapped))
+    assert rows["unit"].tolist() == ["ud_layers", "ud_weights"]
+    row = rows.iloc[0]
+    assert (row["methods"], row["seeds"]) == (6, 2)
+    assert row["rho"] == pytest.approx((1 + (1 - 12 / 210)) / 2)
+    half = scipy_stats.t.ppf(0.975, 1) * (12 / 210) / 2
+    assert row["rho_high"] - row["rho"] == pytest.approx(half)
+
+
+def test_ranks_of_one_order_have_the_exact_p():
+    row = tables.ranks(ranked(SIX, SIX, SIX)).iloc[0]
+    assert (row["rho"], row["rho_of_means"], row["p_exact"]) == pytest.approx((1, 1, 2 / 720))
+
+
+def test_two_methods_have_no_rank_correlation():
+    found = tables.rank_correlation(frame_of({"clean": [1, 1], "noise": [1, 0.9], "lsp": [0.2, 0.3]}))
+    assert found["interval"] is None and found["methods"] == 2 and math.isnan(found["rho_of_means"])
+
+
+def test_ud_that_does_not_vary_has_no_order():
+    found = tables.rank_correlation(frame_of({m: [1.0, 1.0] for m in SIX}, {m: [i, i] for i, m in enumerate(SIX)}))
+    assert found["interval"] is None and found["p"] == 1
+
+
+# ---- Files ---------------------------------------------------------------------------------------------------------
+
+
+def test_written_tables_are_read_back(tmp_path):
+    frame = pd.DataFrame({"method": ["em_classwise", "b & c %"], "ud": [0.123456, float("nan")], "n": [3, 12345]})
+    tables.write(frame, tmp_path / "new" / "table")
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["table.csv", "table.md", "table.tex"]
+    rounded = frame.assign(ud=[0.1235, float("nan")])
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "new" / "table.csv"), rounded)
+    text = (tmp_path / "new" / "table.md").read_text()
+    assert text.endswith("|\n") and not text.endswith("\n\n")
+    markdown = pd.read_csv(StringIO(text), sep="|", skiprows=[1], skipinitialspace=True).iloc[:, 1:-1]
+    markdown = markdown.rename(columns=str.strip).map(lambda v: v.strip() if isinstance(v, str) else v)
+    pd.testing.assert_frame_equal(markdown.astype({"ud": float}), rounded)
+    tex = (tmp_path / "new" / "table.tex").read_text()
+    assert r"em\_classwise & 0.123" in tex and r"b \& c \% & " in tex and tex.endswith("\\end{tabular}\n")
+    assert frame["ud"][0] == 0.123456, "the frame was changed"
+
+
+def test_metrics_are_json_by_data_set_and_method(tmp_path):
+    summary = tables.by_method(tables.benchmark(runs_of()), {"toy": 0.025})
+    tables.write_metrics(summary, tmp_path / "metrics.json")
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(found) == ["toy"] and found["toy"].keys() == COUNTS.keys()
+    assert found["toy"]["clean"] == {"test_accuracy": pytest.approx(0.91), "ud_layers": 1, "ud_weights": 1}
+
+
+# ---- Claims --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "low, high, above, verdict",
+    [
+        (1.1, 1.3, True, HOLDS), (0.7, 0.9, True, FAILS), (0.9, 1.1, True, UNDECIDED),
+        (1.1, 1.3, False, FAILS), (0.7, 0.9, False, HOLDS), (0.9, 1.1, False, UNDECIDED),
+        (1.0, 1.0, True, UNDECIDED), (1.0, 1.2, True, UNDECIDED), (0.8, 1.0, False, UNDECIDED),
+        (math.nan, math.nan, True, UNDECIDED), (math.nan, math.nan, False, UNDECIDED),
+    ],
+)  # fmt: skip
+def test_side_of_an_interval(low, high, above, verdict):
+    assert claims.side(Interval((low + high) / 2, low, high, 3), 1, above=above) == verdict
+
+
+@pytest.mark.parametrize(
+    "found, verdict",
+    [
+        ([HOLDS, HOLDS], HOLDS), ([HOLDS, UNDECIDED], UNDECIDED), ([UNDECIDED, FAILS], FAILS),
+        ([HOLDS], NOT_TESTED), ([UNDECIDED], NOT_TESTED), ([FAILS], FAILS), ([], NOT_TESTED),
+    ],
+)  # fmt: skip
+def test_a_rule_over_methods(found, verdict):
+    assert claims.all_of(dict(zip("ab", found, strict=False)), ["a", "b"]) == verdict
+
+
+BELOW, AT, ABOVE = [0.2, 0.21, 0.22], [0.8, 1.0, 1.25], [1.6, 1.65, 1.7]
+FLAT = [1.0, 1.0, 1.0]
+
+
+def verdict_of(claim, *, noise=FLAT, **ud):
+    frame = frame_of({"clean": FLAT, "noise": noise, **ud})
+    return claims.verdicts(frame, 0.01).set_index("claim").loc[claim]
+
+
+@pytest.mark.parametrize("claim", ["C3", "C5"])
+@pytest.mark.parametrize(
+    "changed, verdict",
+    [
+        ({}, HOLDS), ({"em": ABOVE}, FAILS), ({"tap": BELOW}, FAILS), ({"ar": AT}, UNDECIDED), ({"tap": AT}, UNDECIDED),
+        ({"ops": None}, NOT_TESTED), ({"ops": None, "em": ABOVE}, FAILS), ({"em": [0, 0, 0]}, HOLDS),
+    ],
+)  # fmt: skip
+def test_planted_frames_decide_c3_and_c5(claim, changed, verdict):
+    ud = {"em": BELOW, "ops": BELOW, "ar": BELOW, "lsp": BELOW, "tap": ABOVE} | changed
+    row = verdict_of(claim, **{m: v for m, v in ud.items() if v})
+    assert row["verdict"] == verdict and row["n"] == 3
+    assert ("no run of ops yet" in row["measured"]) == (ud["ops"] is None)
+
+
+def test_c3_compares_with_noise_and_c5_with_clean():
+    ud = {"em": BELOW, "ops": BELOW, "ar": BELOW, "lsp": BELOW, "tap": ABOVE, "noise": [0.1, 0.105, 0.11]}
+    assert verdict_of("C3", **ud)["verdict"] == FAILS and verdict_of("C5", **ud)["verdict"] == HOLDS
+    assert "lsp" not in verdict_of("C3", **ud)["measured"] and "lsp" in verdict_of("C5", **ud)["measured"]
+
+
+@pytest.mark.parametrize(
+    "orders, verdict",
+    [([SIX] * 3, HOLDS), ([SIX[::-1]] * 3, FAILS), ([SIX, SIX[::-1], SIX], UNDECIDED)],
+)
+def test_planted_orders_decide_c4(orders, verdict):
+    found = claims.verdicts(ranked(*orders), 0.01).set_index("claim").loc["C4"]
+    assert found["verdict"] == verdict and found["n"] == 3
+
+
+def test_c4_with_five_methods_is_undecided():
+    frame = ranked(SIX, SIX, SIX)
+    found = claims.verdicts(frame[frame["method"] != "ar"], 0.01).set_index("claim").loc["C4"]
+    assert found["verdict"] == UNDECIDED and "over 5 methods" in found["measured"]
+
+
+def test_all_seven_claims_are_listed_with_their_rules():
+    found = claims.verdicts(frame_of({"clean": FLAT, "noise": FLAT, "em": BELOW}), 0.01)
+    assert found["claim"].tolist() == [f"C{i}" for i in range(1, 8)]
+    assert found.columns.tolist() == ["claim", "text", "source", "rule", "measured", "interval", "n", "verdict"]
+    assert (found[["text", "source", "rule"]].map(len) > 5).all(axis=None)
+    untested = found.set_index("claim").loc[["C1", "C2", "C6", "C7"]]
+    assert (untested["verdict"] == NOT_TESTED).all() and (untested["n"] == 0).all()

@@ -1,0 +1,228 @@
+"""Training, augmentation, networks and defenses against brute force and counts by hand."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator, nn
+
+from ul import data, defenses, metrics, models, perturb, train
+from ul.config import InputError
+
+
+def toy(n=64, channels=1, size=16, classes=4, seed=0):
+    rng = Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (n, channels, size, size), generator=rng).to(torch.uint8)
+    return data.Split(images, {"label": torch.arange(n) % classes}, "toy/train")
+
+
+def run(split, *, name="resnet8", defense="none", seed=0, on_epoch=None, **recipe):
+    classes = int(split.targets["label"].max()) + 1
+    _, channels, _, size = split.images.shape
+    model = models.make(name, channels=channels, classes=classes, size=size, seed=0)
+    settings = train.Recipe(**{"epochs": 2, "batch_size": 16, "pad": 2} | recipe)
+    history = train.fit(
+        model, split, split, recipe=settings, defense=defenses.make(defense), seed=seed, device="cpu", on_epoch=on_epoch
+    )
+    return model, history
+
+
+def weights(model):
+    return torch.cat([v.double().flatten() for v in model.state_dict().values()])
+
+
+# ---- Augmentation --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("pad, height, width", [(4, 8, 8), (1, 5, 9), (0, 6, 6)])
+def test_augment_is_a_crop_and_a_flip_of_each_image(pad, height, width, flip):
+    images = torch.randint(1, 256, (40, 3, height, width)).to(torch.uint8)
+    found = train.augment(images, pad=pad, flip=flip, rng=Generator().manual_seed(5)).numpy()
+    rng = Generator().manual_seed(5)
+    top, left = (torch.randint(0, 2 * pad + 1, (40,), generator=rng).tolist() for _ in range(2))
+    mirrored = (torch.rand(40, generator=rng) < 0.5).tolist() if flip else [False] * 40
+    for i, image in enumerate(images.numpy()):
+        padded = np.pad(image, ((0, 0), (pad, pad), (pad, pad)))
+        crop = padded[:, top[i] : top[i] + height, left[i] : left[i] + width]
+        assert (found[i] == (crop[:, :, ::-1] if mirrored[i] else crop)).all()
+    assert not flip or 8 < sum(mirrored) < 32
+
+
+def test_every_shift_and_both_directions_occur():
+    marked = torch.zeros(600, 1, 7, 7, dtype=torch.uint8)
+    marked[:, :, 3, 3] = 255
+    moved = train.augment(marked, pad=1, flip=True, rng=Generator().manual_seed(0))
+    places, counts = moved[:, 0].nonzero()[:, 1:].unique(dim=0, return_counts=True)
+    assert places.tolist() == [[r, c] for r in (2, 3, 4) for c in (2, 3, 4)] and counts.min() > 35
+
+
+# ---- Training ------------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes():
+    (first, a), (again, b), (other, _) = (run(toy(), seed=s) for s in (0, 0, 1))
+    assert torch.equal(weights(first), weights(again)) and a == b
+    assert not torch.equal(weights(first), weights(other))
+
+
+def test_training_neither_reads_nor_moves_the_global_generator():
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    first, _ = run(toy(32), epochs=1)
+    assert torch.rand(1) == expected
+    assert torch.equal(weights(first), weights(run(toy(32), epochs=1)[0]))
+
+
+def test_overfits_64_images_of_noise():
+    model, history = run(toy(), defense="no_augmentation", epochs=15, lr=0.05, weight_decay=0)
+    split = toy()
+    assert metrics.accuracy(model, perturb.to_float(split.images), split.targets["label"]) == 1
+    assert history.test_accuracy[-1] == 1 and history.train_loss[-1] < 0.2 < 1 < history.train_loss[0]
+    assert model.training and {len(v) for v in history.as_dict().values()} == {15}
+
+
+def test_one_plain_step_by_hand():
+    """One batch, no momentum or decay: w - lr * gradient of the mean cross-entropy."""
+    split, settings = toy(12), {"epochs": 1, "batch_size": 12, "lr": 0.3, "momentum": 0.0, "weight_decay": 0.0}
+    model = models.make("linear", channels=1, classes=4, size=16, seed=0)
+    x = (perturb.to_float(split.images).flatten(1) - 0.5) * 4
+    w, b = model.fc.weight.detach().clone(), model.fc.bias.detach().clone()
+    error = torch.softmax(x @ w.T + b, 1) - torch.eye(4)[split.targets["label"]]
+    rate = 0.05 * 0.3  # the warm-up starts at a twentieth
+    optimizer, schedule = train._optimizer(model, train.Recipe(**settings | {"momentum": 0.9}), steps=1)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+    loss, accuracy = train._epoch(
+        model, split.images, split.targets["label"], train.Recipe(**settings), defenses.make("no_augmentation"),
+        torch.optim.SGD(model.parameters(), rate), schedule, Generator().manual_seed(0),
+    )  # fmt: skip
+    torch.testing.assert_close(model.fc.weight.detach(), w - rate * error.T @ x / 12, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(model.fc.bias.detach(), b - rate * error.mean(0), atol=1e-6, rtol=1e-5)
+    picked = torch.log_softmax(x @ w.T + b, 1)[torch.arange(12), split.targets["label"]]
+    assert loss == pytest.approx(-picked.mean().item(), rel=1e-5)
+    assert accuracy == pytest.approx(((x @ w.T + b).argmax(1) == split.targets["label"]).float().mean().item())
+
+
+def test_learning_rate_rises_then_falls_to_zero():
+    optimizer, schedule = train._optimizer(nn.Linear(2, 2), train.Recipe(lr=0.4, warmup=0.2), steps=50)
+    rates = []
+    for _ in range(50):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(0.02) and rates[10] == pytest.approx(0.4) and max(rates) == rates[10]
+    cosine = [0.2 * (1 + np.cos(np.pi * k / 40)) for k in range(40)]
+    assert rates[10:] == pytest.approx(cosine, abs=1e-6)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-6)
+
+
+def test_on_epoch_sees_the_trained_model_once_an_epoch():
+    seen = []
+    _, history = run(toy(), name="linear", epochs=3, on_epoch=lambda epoch, model: seen.append((epoch, weights(model))))
+    assert [e for e, _ in seen] == [1, 2, 3] and not torch.equal(seen[0][1], seen[1][1])
+    assert len(history.test_accuracy) == 3
+
+
+def test_a_loss_that_is_not_finite_names_the_lr():
+    with pytest.raises(InputError, match=r"toy/train: loss is (nan|inf) in epoch \d+; lower lr \(now 1e\+20\)"):
+        run(toy(), lr=1e20, warmup=0.0)
+
+
+# ---- Networks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("channels, size", [(3, 32), (1, 28), (3, 16)])
+def test_every_network_gives_one_number_a_class(name, channels, size):
+    model = models.make(name, channels=channels, classes=7, size=size, seed=0).eval()
+    images = torch.rand((2, channels, size, size), generator=Generator().manual_seed(0))
+    with torch.no_grad():
+        out = model(images)
+        alone = model(images[1:])
+    assert out.shape == (2, 7) and torch.isfinite(out).all()
+    torch.testing.assert_close(out[1:], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name, channels, size, count",
+    [
+        ("linear", 3, 32, 3072 * 10 + 10),
+        ("linear", 1, 28, 784 * 10 + 10),
+        ("lenet5", 3, 32, 456 + 2416 + 48120 + 10164 + 850),
+        ("lenet5", 1, 28, 61_706),  # as in LeCun et al. 1998 with full C3
+        ("resnet18", 3, 32, 11_173_962),
+    ],
+)
+def test_parameters_are_as_many_as_published(name, channels, size, count):
+    model = models.make(name, channels=channels, classes=10, size=size, seed=0)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+@pytest.mark.parametrize("name, count", [("linear", 1), ("lenet5", 5), ("resnet8", 10), ("resnet18", 21)])
+def test_probed_layers_are_as_many_as_the_paper_counts(name, count):
+    model = models.make(name, channels=3, classes=10, size=32, seed=0)
+    names = models.probed_layers(model)
+    assert len(names) == count
+    assert all(isinstance(model.get_submodule(n), nn.Conv2d | nn.Linear) for n in names)
+
+
+@pytest.mark.parametrize("name", ["linear", "lenet5", "resnet8"])
+def test_initial_weights_depend_on_the_seed_alone(name):
+    def make(seed):
+        return weights(models.make(name, channels=3, classes=4, size=16, seed=seed))
+
+    torch.manual_seed(3)
+    before, first = torch.get_rng_state(), make(0)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(4)
+    assert torch.equal(make(0), first) and not torch.equal(make(1), first)
+
+
+def test_networks_that_cannot_be_made_are_refused():
+    with pytest.raises(InputError, match="unknown architecture 'nope'; choose from lenet5, linear, resnet18, resnet8"):
+        models.make("nope", channels=3, classes=2, size=32, seed=0)
+    with pytest.raises(InputError, match="15 pixels are too small"):
+        models.make("linear", channels=3, classes=2, size=15, seed=0)
+
+
+# ---- Defenses and metrics ------------------------------------------------------------------------------------------
+
+
+def test_unknown_defense_lists_the_choices():
+    with pytest.raises(InputError, match="unknown defense 'nope'; choose from no_augmentation, none"):
+        defenses.make("nope")
+
+
+class Recorder(nn.Module):
+    """A linear network that keeps the images it was trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.seen = nn.Linear(256, 4), []
+
+    def forward(self, x):
+        if self.training:
+            self.seen.append(x.detach().clone())
+        return self.fc(x.flatten(1))
+
+
+@pytest.mark.parametrize("defense, unchanged", [("none", False), ("no_augmentation", True)])
+def test_only_no_augmentation_shows_the_images_as_they_are(defense, unchanged):
+    split, model = toy(32), Recorder()
+    train.fit(
+        model, split, split, recipe=train.Recipe(epochs=1, batch_size=8), defense=defenses.make(defense), seed=0,
+        device="cpu",
+    )  # fmt: skip
+    seen = torch.cat(model.seen)
+    known = {i.numpy().tobytes() for i in perturb.to_float(split.images)}
+    shown = {i.contiguous().numpy().tobytes() for i in seen}
+    assert len(seen) == 32 and (known == shown) == unchanged
+    assert unchanged or len(known & shown) < 4
+
+
+def test_accuracy_by_hand_and_mode_kept():
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.9)).train()
+    images = torch.eye(4).view(4, 4, 1, 1)
+    assert metrics.accuracy(model, images, torch.tensor([0, 1, 2, 0])) == 0.75
+    assert model.training
+    assert metrics.logits(model, images, batch_size=3).tolist() == torch.eye(4).tolist()
