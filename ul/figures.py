@@ -84,8 +84,8 @@ def heat_maps(
     The learnable threshold `beta`, if given, is marked on the colour bar; white dots mark layers above it.
     """
     values = np.concatenate([m.ravel() for m in maps.values()])
-    positive = values[values > 0]
-    norm = matplotlib.colors.LogNorm(max(positive.min(), positive.max() * 1e-5), positive.max())
+    top = values.max() or 1.0  # all zero at epsilon = 0
+    norm = matplotlib.colors.LogNorm(max(values[values > 0].min(initial=top) / 2, top * 1e-5), top, clip=True)
     size = (1.35 * len(maps) + 1.9, 0.2 * len(layers) + 1.0)
     figure, axes = plt.subplots(1, len(maps), figsize=size, sharey=True, squeeze=False)
     for ax, (name, sal) in zip(axes[0], maps.items(), strict=True):

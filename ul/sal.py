@@ -118,25 +118,28 @@ def _finite(value: float, where: str) -> float:
     return value
 
 
+def _stepped(delta: Tensor, slope: Tensor, length: float, radius: float) -> Tensor:
+    """One step of `length` along the normalised gradient, back onto the ball; a zero gradient moves nothing."""
+    moved = delta + length * slope / slope.norm().clamp_min(1e-30)
+    return moved * (radius / moved.norm().clamp_min(1e-30)).clamp(max=1)
+
+
 def _pgd(weight: nn.Parameter, objective, *, epsilon: float, steps: int) -> Probe:
     """Normalised gradient steps, projected onto the ball after each; the best iterate counts, the start among them."""
     start = weight.detach().clone()
     radius = epsilon * start.norm().item()
-    base = _finite(objective(weight, False)[0], "before any perturbation; the run diverged, lower its lr")
     best = {1: 0.0, -1: 0.0}
     try:
+        base, first = objective(weight.requires_grad_(), True)
+        _finite(base, "before any perturbation; the run diverged, lower its lr")
         for sign in best:
-            delta = torch.zeros_like(start)
-            for step in range(steps + 1):
-                weight.requires_grad_(step < steps)
+            delta, slope = torch.zeros_like(start), first
+            for left in reversed(range(steps)):
+                delta = _stepped(delta, slope, sign * STRIDE * radius / steps, radius)
                 with torch.no_grad():
                     weight.copy_(start + delta)
-                value, slope = objective(weight, step < steps)
+                value, slope = objective(weight.requires_grad_(left > 0), left > 0)
                 best[sign] = max(best[sign], sign * (_finite(value, "inside the ball; use a smaller epsilon") - base))
-                if slope is None or not (norm := slope.norm()) > 0:
-                    break
-                delta = delta + sign * STRIDE * radius / steps * slope / norm
-                delta = delta * (radius / delta.norm().clamp_min(1e-30)).clamp(max=1)
     finally:
         weight.requires_grad_(False)
         with torch.no_grad():
