@@ -2,6 +2,9 @@
 PROFILE ?= laptop
 PYTHON ?= python3
 PIPELINE := $(if $(filter laptop,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
+ifeq ($(wildcard $(PIPELINE)),)
+$(error unknown profile '$(PROFILE)'; choose from laptop $(notdir $(wildcard profiles/*)))
+endif
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
 .PHONY: help setup data reproduce figures test lint bench notebooks clean
@@ -22,7 +25,6 @@ data: setup  ## fetch data/ from the store inside the repository
 	dvc pull -q data.dvc
 
 reproduce: setup  ## compute everything again: make reproduce [PROFILE=smoke]
-	@test -f $(PIPELINE) || { echo "error: unknown profile '$(PROFILE)'; choose from laptop $$(ls profiles)"; exit 1; }
 	dvc pull -q data.dvc
 	dvc repro -f $(PIPELINE)
 

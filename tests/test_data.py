@@ -220,3 +220,15 @@ def test_real_mnist_has_its_known_counts(real):
 def test_missing_part_of_mnist_is_named(real):
     with pytest.raises(InputError, match=r"train-images-idx3-ubyte is missing; .*root"):
         data.load("mnist", "train", root=real)
+
+
+def test_a_relative_root_is_also_found_from_the_notebooks_folder(monkeypatch, tmp_path):
+    """Jupyter runs a notebook in its own folder, papermill and DVC in the repository's root."""
+    from ul import config
+
+    home = Path(config.__file__).parent.parent
+    monkeypatch.chdir(home / "notebooks")
+    assert config.located("notebooks/00_data.ipynb") == home / "notebooks" / "00_data.ipynb"
+    assert config.located("00_data.ipynb") == Path("00_data.ipynb")
+    assert config.located(tmp_path) == tmp_path
+    assert config.located("nowhere") == Path("nowhere")

@@ -40,3 +40,12 @@ def existing(path: Path | str, mend: str) -> Path:
     if not path.exists():
         raise InputError(f"{path} is missing; {mend}")
     return path
+
+
+def located(path: Path | str) -> Path:
+    """A relative path from the current folder or, where nothing lies there, from the repository's root.
+
+    Notebooks run in their own folder under Jupyter, in the root under papermill and DVC.
+    """
+    path, home = Path(path), Path(__file__).resolve().parent.parent
+    return home / path if not path.exists() and (home / path).exists() else path

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import records, rooms, taskonomy
-from .config import InputError, at_least, choose, existing
+from .config import InputError, at_least, choose, existing, located
 
 PULL = "run `dvc pull data.dvc`, or name the folder that holds it with root"
 IDX_MAGIC = {2051: 3, 2049: 1}
@@ -75,7 +75,7 @@ def load(
         at_least(limit, 1, "limit")
     if size is not None:
         at_least(size, 1, "size")
-    split = source.load(Path(root), part, limit, targets, size)
+    split = source.load(located(root), part, limit, targets, size)
     return split if size is None else resized(split, size)
 
 

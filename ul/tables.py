@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from . import records, stats, ud
-from .config import existing
+from .config import existing, located
 
 CLEAN, NOISE = "clean", "noise"
 BLOCK = ["dataset", "architecture", "defense"]
@@ -15,7 +15,7 @@ FEWEST_METHODS = 6  # a rank correlation over fewer methods decides nothing
 
 def load(folder: Path | str, conditions: list[str]) -> list[dict]:
     """All runs of the named conditions, `<folder>/<condition>.json` each, in order. Raises InputError if one lacks."""
-    return [run for name in conditions for run in records.load(Path(folder) / f"{name}.json")["runs"]]
+    return [run for name in conditions for run in records.load(located(folder) / f"{name}.json")["runs"]]
 
 
 def sal_matrix(run: dict, value: str = "sal") -> np.ndarray:
