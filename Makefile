@@ -29,7 +29,7 @@ reproduce: setup  ## compute everything again: make reproduce [PROFILE=smoke]
 	dvc repro -f $(PIPELINE)
 
 figures: setup  ## redraw tables and figures of the benchmark from the committed records
-	dvc repro -s -f clean@05_benchmark benchmark clean@07_claims claims
+	dvc repro -s -f clean benchmark claims
 
 test: setup data  ## all tests, a smoke pipeline in a temporary clone among them
 	python -m pytest -q

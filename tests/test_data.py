@@ -4,6 +4,7 @@ import gzip
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest

@@ -44,11 +44,14 @@ def test_cleaning_keeps_code_text_and_tags_only():
 
 
 def test_cleaning_twice_changes_nothing(tmp_path):
-    nbformat.write(notebook("n = 1"), tmp_path / "a.ipynb")
-    for source, target in (("a", "b"), ("b", "c")):
-        nb.clean(tmp_path / f"{source}.ipynb", tmp_path / f"{target}.ipynb")
-    assert (tmp_path / "b.ipynb").read_bytes() == (tmp_path / "c.ipynb").read_bytes()
-    assert b"old" not in (tmp_path / "b.ipynb").read_bytes()
+    (tmp_path / "a").mkdir()
+    nbformat.write(notebook("n = 1"), tmp_path / "a" / "x.ipynb")
+    nb.clean(tmp_path / "a", tmp_path / "b")
+    nb.clean(tmp_path / "b", tmp_path / "c")
+    assert (tmp_path / "b" / "x.ipynb").read_bytes() == (tmp_path / "c" / "x.ipynb").read_bytes()
+    assert b"old" not in (tmp_path / "b" / "x.ipynb").read_bytes()
+    with pytest.raises(nb.NotebookError, match="no notebooks there"):
+        nb.clean(tmp_path / "nowhere", tmp_path / "d")
 
 
 def executed(number: int):

@@ -204,7 +204,7 @@ def frame() -> pd.DataFrame:
 
 def test_intervals_draw_first_rows_on_top_with_their_n():
     _, ax = plt.subplots()
-    assert figures.intervals(ax, frame(), "ud", label="UD", reference=1.0) is ax
+    assert figures.intervals(ax, frame(), "ud", label="UD", ratio=True) is ax
     assert [t.get_text() for t in ax.get_yticklabels()] == ["lsp (n=1)", "tap (n=3)", "em (n=5)"]
     assert ax.get_xlabel() == "UD"
     points = [container.lines[0].get_xydata()[0].tolist() for container in ax.containers]

@@ -105,7 +105,7 @@ def test_profiles_name_only_parameters_that_notebooks_know(path):
         for dataset in params["grid"]["datasets"]:
             nb.checked(params[section][dataset], known, f"{path}:{section}")
             assert params["poison"][dataset].get("limit") == params["sal"][dataset].get("limit"), dataset
-    for section, stem in {"grid": "05_benchmark", "claims": "07_claims"}.items():
+    for section, stem in {"data": "00_data", "grid": "05_benchmark", "claims": "07_claims"}.items():
         nb.checked(params[section], nb.defaults(nb.read(ROOT / "notebooks" / f"{stem}.ipynb")), section)
 
 

@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     run = _notebook_command(commands, "nb-run", _nb_run, "execute a notebook with checked parameters")
     run.add_argument("--params", action="append", default=[], metavar="FILE:KEY", help="section of a YAML file")
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter")
-    _notebook_command(commands, "nb-clean", _nb_clean, "copy a notebook without outputs and editor metadata")
+    _notebook_command(commands, "nb-clean", _nb_clean, "copy a folder's notebooks without outputs and editor metadata")
     return top
 
 

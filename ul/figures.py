@@ -91,7 +91,7 @@ def heat_maps(
     for ax, (name, sal) in zip(axes[0], maps.items(), strict=True):
         picture = ax.pcolormesh(sal.T, norm=norm, edgecolors="white", linewidth=0.3)
         high, low = np.nonzero(sal > (np.inf if beta is None else beta))
-        ax.plot(high + 0.5, low + 0.5, "w.", markersize=3)
+        ax.plot(high + 0.5, low + 0.5, "o", color="white", markeredgecolor="black", markeredgewidth=0.4, markersize=3)
         ax.set(title=name, xticks=np.arange(len(epochs)) + 0.5, xticklabels=epochs, xlabel="epoch")
     axes[0, 0].set(yticks=np.arange(len(layers)) + 0.5, yticklabels=layers)
     axes[0, 0].invert_yaxis()
@@ -102,16 +102,20 @@ def heat_maps(
     return figure
 
 
-def intervals(ax: Axes, frame, column: str, *, label: str, reference: float | None = None) -> Axes:
-    """One point with its 95 % interval for each row of a summary table (columns column, column_low, column_high)."""
+def intervals(ax: Axes, frame, column: str, *, label: str, ratio: bool = False) -> Axes:
+    """One point with its 95 % interval for each row of a summary table (columns column, column_low, column_high).
+
+    ratio: on a logarithmic axis with a line at 1.
+    """
     for place, (_, row) in enumerate(frame[::-1].iterrows()):
         span = np.abs([[row[column] - row[f"{column}_low"]], [row[f"{column}_high"] - row[column]]])
         ax.errorbar(row[column], place, xerr=np.nan_to_num(span), fmt="o", color=colour(row["method"]), capsize=2)
     ax.set(
         yticks=range(len(frame)), yticklabels=[f"{m} (n={n})" for m, n in zip(frame.method, frame.n, strict=True)][::-1]
     )
-    if reference is not None:
-        ax.axvline(reference, color="#bbbbbb", linewidth=0.8, zorder=0)
+    if ratio:
+        ax.axvline(1, color="#bbbbbb", linewidth=0.8, zorder=0)
+        ax.set_xscale("log")
     ax.set_xlabel(label)
     return ax
 

@@ -81,8 +81,12 @@ def write(notebook, path: Path | str) -> None:
 
 
 def clean(source: str, target: str) -> None:
-    """Write the cleaned copy of a notebook."""
-    write(cleaned(read(source)), target)
+    """Write cleaned copies of a folder's notebooks into the folder `target`. Raises NotebookError if there are none."""
+    paths = sorted(Path(source).glob("*.ipynb"))
+    if not paths:
+        raise NotebookError(f"{source}: no notebooks there; name the folder that holds them")
+    for path in paths:
+        write(cleaned(read(path)), Path(target) / path.name)
 
 
 def defaults(notebook) -> dict[str, object]:

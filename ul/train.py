@@ -17,7 +17,7 @@ from .defenses import Defense
 class Recipe:
     """How a victim is trained: SGD with Nesterov momentum, linear warm-up to `lr`, then cosine to zero."""
 
-    epochs: int = 30
+    epochs: int = 20
     batch_size: int = 32
     lr: float = 0.1
     momentum: float = 0.9
