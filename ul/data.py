@@ -79,6 +79,12 @@ def load(
     return split if size is None else resized(split, size)
 
 
+def default_target(split: Split) -> str:
+    """The image-level target that poisons and classifiers of this data set use."""
+    source = SOURCES.get(split.name.partition("/")[0])
+    return source.target if source else "label"
+
+
 def subset(count: int, limit: int | None) -> np.ndarray:
     """Sorted positions of a fixed random `limit` of `count` items; all of them without a limit."""
     if limit is None or limit >= count:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from . import metrics, perturb
 from .config import InputError
 from .data import Split
-from .defenses import Defense
+from .defenses import Batch, Defense
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class History:
 def fit(
     model: nn.Module,
     train: Split,
-    test: Split,
+    test: Split | None,
     *,
     recipe: Recipe,
     defense: Defense,
@@ -51,7 +51,7 @@ def fit(
     target: str = "label",
     on_epoch: Callable[[int, nn.Module], None] | None = None,
 ) -> History:
-    """Train `model` in place on train.images with train.targets[target]; score it on `test` after every epoch.
+    """Train `model` in place on train.images with train.targets[target]; score it on `test`, if given, every epoch.
 
     seed: batch order and augmentation (drawn on the CPU, so the same on every device). on_epoch(epoch, model) is called
     after each epoch, counted from 1. Raises InputError if the loss is no longer finite.
@@ -61,16 +61,18 @@ def fit(
     model.to(device, memory_format=torch.channels_last)
     prepared = defense.prepare(train)
     images, targets = prepared.images.to(device), prepared.targets[target].to(device)
-    held = perturb.to_float(test.images.to(device)), test.targets[target].to(device)
+    held = test and (perturb.to_float(test.images.to(device)), test.targets[target].to(device))
     optimizer, schedule = _optimizer(model, recipe, steps=recipe.epochs * -(-len(train) // recipe.batch_size))
     history = History()
     for epoch in range(1, recipe.epochs + 1):
-        loss, accuracy = _epoch(model, images, targets, recipe, defense, optimizer, schedule, rng)
+        batch = defense.at((epoch - 1) / recipe.epochs)
+        loss, accuracy = _epoch(model, images, targets, recipe, defense.augment, batch, optimizer, schedule, rng)
         if not torch.isfinite(torch.tensor(loss)):
             raise InputError(f"{train.name}: loss is {loss} in epoch {epoch}; lower lr (now {recipe.lr})")
         history.train_loss.append(loss)
         history.train_accuracy.append(accuracy)
-        history.test_accuracy.append(metrics.accuracy(model, *held))
+        if held:
+            history.test_accuracy.append(metrics.accuracy(model, *held))
         if on_epoch:
             on_epoch(epoch, model)
     return history
@@ -86,14 +88,14 @@ def _optimizer(model: nn.Module, recipe: Recipe, steps: int):
     return optimizer, torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, fall], [rise])
 
 
-def _epoch(model, images, targets, recipe: Recipe, defense: Defense, optimizer, schedule, rng: Generator):
+def _epoch(model, images, targets, recipe: Recipe, crop: bool, batch: Batch, optimizer, schedule, rng: Generator):
     model.train()
     totals = torch.zeros(2, device=images.device)
     for index in torch.randperm(len(images), generator=rng).split(recipe.batch_size):
         x = images[index.to(images.device)]
-        if defense.augment:
+        if crop:
             x = augment(x, pad=recipe.pad, flip=recipe.flip, rng=rng)
-        x, y = defense.batch(model, perturb.to_float(x), targets[index.to(images.device)], rng)
+        x, y = batch(model, perturb.to_float(x), targets[index.to(images.device)], rng)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
             out = model(x.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(out.float(), y)
@@ -101,7 +103,7 @@ def _epoch(model, images, targets, recipe: Recipe, defense: Defense, optimizer, 
         loss.backward()
         optimizer.step()
         schedule.step()
-        hits = (out.detach().argmax(1) == y).sum()
+        hits = (out.detach().argmax(1) == (y if y.ndim == 1 else y.argmax(1))).sum()
         totals += torch.stack([loss.detach() * len(x), hits.float()])
     loss, accuracy = (totals / len(images)).tolist()
     return loss, accuracy

@@ -1,28 +1,19 @@
 """Poisons as a table: each takes a clean `Split` and gives one with the same order and targets and other images."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from .. import perturb
-from ..config import InputError, at_least, choose
-from ..data import SOURCES, Split
-from . import handcrafted, surrogate
+from ..config import InputError, choose
+from ..data import SOURCES, Split, default_target
+from . import autoregressive, contrastive, generator, handcrafted, kernel, minimise, targeted
+from .surrogate import Passes, Target, counting
 
+RECIPES = ("published", "cpu")
 ROUNDING = 0.5 / 255  # what 8-bit rounding may add to a pixel
-
-
-@dataclass(frozen=True)
-class Method:
-    """A poison: how it is made, and the budget that `check` holds it to."""
-
-    title: str
-    make: Callable[..., Tensor]
-    norm: str  # linf | l2 | l0
-    budget: Callable[[float, int], float]  # (eps, values an image) -> largest size in that norm, before rounding
-    uses_model: bool = False
 
 
 def _linf(eps: float, dimension: int) -> float:
@@ -33,11 +24,42 @@ def _one_pixel(eps: float, dimension: int) -> float:
     return 1
 
 
+@dataclass(frozen=True)
+class Method:
+    """A poison: how it is made, and the budget that `check` holds it to.
+
+    make: (images, labels, eps=, seed=), or with recipes (Target, eps=, settings=). budget: (eps, values an image) ->
+    largest size in `norm` before rounding.
+    """
+
+    title: str
+    make: Callable[..., Tensor]
+    norm: str | None = "linf"  # a key of perturb.measure; None: the paper sets no budget
+    budget: Callable[[float, int], float] = _linf
+    recipes: Mapping[str, object] = field(default_factory=dict)
+    random: bool = True  # another seed gives another poison
+    classes: int = 2  # it needs at least
+
+
 NAMES: dict[str, Method] = {
-    "noise": Method("Uniform noise", handcrafted.noise, "linf", _linf),
+    "noise": Method("Uniform noise", handcrafted.noise, classes=1),
+    "noise_classwise": Method("Uniform noise, one a class", handcrafted.noise_classwise, classes=1),
+    "em": Method("EM (Huang et al. 2021)", minimise.em, recipes=minimise.EM_RECIPES),
+    "em_classwise": Method(
+        "EM, class-wise (Huang et al. 2021)", minimise.em_classwise, recipes=minimise.EM_CLASSWISE_RECIPES
+    ),
+    "rem": Method("REM (Fu et al. 2022)", minimise.rem, recipes=minimise.REM_RECIPES),
+    "tap": Method("TAP (Fowl et al. 2021)", targeted.tap, recipes=targeted.TAP_RECIPES),
+    "hypo": Method("HYPO (Tao et al. 2022)", targeted.hypo, recipes=targeted.HYPO_RECIPES),
     "lsp": Method("LSP (Yu et al. 2022)", handcrafted.lsp, "l2", handcrafted.lsp_length),
-    "ops": Method("OPS (Wu et al. 2023)", handcrafted.ops, "l0", _one_pixel),
-    "em": Method("EM (Huang et al. 2021)", surrogate.em, "linf", _linf, uses_model=True),
+    "ops": Method("OPS (Wu et al. 2023)", handcrafted.ops, "l0", _one_pixel, random=False, classes=1),
+    "em_ops": Method("EM and OPS (Wu et al. 2023)", minimise.em_ops, norm="linf_but_one", recipes=minimise.EM_RECIPES),
+    "ar": Method("AR (Sandoval-Segura et al. 2022)", autoregressive.ar, "l2", autoregressive.length, classes=1),
+    "dc": Method("DeepConfuse (Feng et al. 2019)", generator.dc, recipes=generator.DC_RECIPES),
+    "ntga": Method("NTGA (Yuan and Wu 2021)", kernel.ntga, recipes=kernel.NTGA_RECIPES),
+    "cuda": Method("CUDA (Sadasivan et al. 2023)", handcrafted.cuda, norm=None, classes=1),
+    "tue": Method("TUE (Ren et al. 2023)", contrastive.tue, recipes=contrastive.TUE_RECIPES),
+    "sep": Method("SEP (Chen et al. 2023)", targeted.sep, recipes=targeted.SEP_RECIPES),
 }
 
 
@@ -54,25 +76,46 @@ def make(
 ) -> Split:
     """Poison `split` for the image-level `target` (default: its data set's) and check the result.
 
-    eps: strength; 8/255 means the published budget (OPS ignores it). recipe: "published" or "cpu", for methods with a
-    surrogate. Raises InputError for unknown names, a missing target or a budget exceeded.
+    eps: strength; 8/255 means the published budget (OPS and CUDA ignore it). recipe: "published" or "cpu", for methods
+    with a surrogate; options replace single settings of it. Raises InputError for unknown names, a missing target, an
+    eps outside (0, 1], too few classes, a surrogate that diverges, or a budget exceeded.
     """
     method = NAMES[choose(name, NAMES, "method")]
-    choose(recipe, surrogate.EM_RECIPES, "recipe")
-    at_least(eps, 0, "eps")
-    labels = split.targets[choose(target or default_target(split), split.targets, f"target of {split.name}")]
-    if method.uses_model:
-        options |= {"device": torch.device(device), "recipe": recipe}
-    images = method.make(split.images, labels, eps=eps, seed=seed, **options)
+    choose(recipe, RECIPES, "recipe")
+    strength(eps)
+    wanted = split.targets[choose(target or default_target(split), split.targets, f"target of {split.name}")]
+    labels = wanted.unique(return_inverse=True)[1]  # classes without an image are left out
+    if int(labels.max()) + 1 < method.classes:
+        raise InputError(f"{name} needs images of at least {method.classes} classes; {split.name} has one")
+    if method.recipes:
+        aim = Target(split.images, labels, seed, torch.device(device), _flips(split))
+        images = method.make(aim, eps=eps, settings=_settings(name, recipe, options))
+    else:
+        images = method.make(split.images, labels, eps=eps, seed=seed)
     poisoned = replace(split, images=images)
     check(split, poisoned, name, eps)
     return poisoned
 
 
-def default_target(split: Split) -> str:
-    """The image-level target that poisons of this data set aim at."""
+def strength(eps: float) -> float:
+    """`eps` if it lies in (0, 1]. Raises InputError that says so, and how to give levels of 0..255."""
+    if 1 < eps <= 255:
+        raise InputError(f"eps is {eps}; it is a share of the range [0, 1]: for {eps:g} levels give {eps:g}/255")
+    if not 0 < eps <= 1:
+        raise InputError(f"eps is {eps}; it must be above 0 and at most 1 (8/255 is the published budget)")
+    return eps
+
+
+def _settings(name: str, recipe: str, options: dict):
+    base = NAMES[name].recipes[recipe]
+    for option in options:
+        choose(option, vars(base), f"setting of {name}")
+    return replace(base, **options)
+
+
+def _flips(split: Split) -> bool:
     source = SOURCES.get(split.name.partition("/")[0])
-    return source.target if source else "label"
+    return source.flip if source else True
 
 
 def check(clean: Split, poisoned: Split, name: str, eps: float) -> None:
@@ -83,13 +126,20 @@ def check(clean: Split, poisoned: Split, name: str, eps: float) -> None:
     for key, values in clean.targets.items():
         if key not in poisoned.targets or not torch.equal(values, poisoned.targets[key]):
             raise InputError(f"{name}: target {key} differs from the clean set's; keep order and labels")
+    if method.norm is None:
+        return
     limit, found = budget(name, eps, clean), perturb.measure(clean.images, poisoned.images)[method.norm]
     if found > limit:
         raise InputError(f"{name}: {method.norm} size is {found:.4g}, the budget is {limit:.4g} (eps {eps:.4g})")
 
 
-def budget(name: str, eps: float, split: Split) -> float:
-    """Largest size in the method's norm that a poison of `split` may have, 8-bit rounding allowed for."""
+def budget(name: str, eps: float, split: Split) -> float | None:
+    """Largest size in the method's norm that a poison of `split` may have, 8-bit rounding allowed for; None: any."""
     method, dimension = NAMES[choose(name, NAMES, "method")], split.images[0].numel()
-    slack = {"linf": ROUNDING, "l2": ROUNDING * dimension**0.5, "l0": 0}[method.norm]
+    if method.norm is None:
+        return None
+    slack = {"l2": ROUNDING * dimension**0.5, "l0": 0}.get(method.norm, ROUNDING)
     return method.budget(eps, dimension) + slack + 1e-6
+
+
+__all__ = ["NAMES", "RECIPES", "Method", "Passes", "budget", "check", "counting", "make", "strength"]

@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from .. import perturb
 from ..config import InputError
@@ -16,6 +17,13 @@ def noise(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
     """Uniform noise in [-eps, eps], drawn for every image alone: the baseline at the same budget."""
     rng = Generator().manual_seed(seed)
     return perturb.add(images, (2 * torch.rand(images.shape, generator=rng) - 1) * eps)
+
+
+def noise_classwise(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
+    """Uniform noise in [-eps, eps], one draw for each class: a shortcut that nobody optimised."""
+    rng = Generator().manual_seed(seed)
+    drawn = (2 * torch.rand((int(labels.max()) + 1, *images.shape[1:]), generator=rng) - 1) * eps
+    return torch.cat([perturb.add(images[rows], drawn[labels[rows]]) for rows in perturb.blocks(len(images))])
 
 
 def lsp_length(eps: float, dimension: int) -> float:
@@ -80,3 +88,27 @@ def ops_choice(images: Tensor, taken: list[tuple]) -> tuple[int, int, tuple[int,
         raise InputError("OPS: no pixel and colour is left for the next class; use larger images or fewer classes")
     which, row, column = np.unravel_index(best, score.shape)
     return int(row), int(column), colours[which]
+
+
+def cuda(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
+    """Every image blurred with its class's 3x3 kernel (Sadasivan et al., "CUDA", CVPR 2023); eps unused, no budget.
+
+    Each image is divided by its own largest value, as published; a black image stays black (the public code divides by
+    zero). Deviation: rounding instead of truncation.
+    """
+    kernels, channels = cuda_kernels(int(labels.max()) + 1, seed=seed), images.shape[1]
+    out = torch.empty_like(images)
+    for c in range(len(kernels)):
+        for rows in (labels == c).nonzero()[:, 0].split(perturb.BLOCK):
+            weight = kernels[c].expand(channels, 1, 3, 3)
+            blurred = F.conv2d(perturb.to_float(images[rows]), weight, padding=1, groups=channels)
+            out[rows] = perturb.to_uint8(blurred / blurred.flatten(1).amax(1).clamp_min(1e-12).view(-1, 1, 1, 1))
+    return out
+
+
+def cuda_kernels(classes: int, *, seed: int) -> Tensor:
+    """float[classes,3,3]: uniform in [0, 0.3], one entry drawn at random set to 1; the same for all channels."""
+    rng = Generator().manual_seed(seed)
+    kernels = 0.3 * torch.rand((classes, 9), generator=rng)
+    kernels[torch.arange(classes), torch.randint(0, 9, (classes,), generator=rng)] = 1.0
+    return kernels.view(classes, 3, 3)

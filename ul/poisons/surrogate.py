@@ -1,89 +1,145 @@
-"""Poisons made with a surrogate network: EM."""
+"""What poisons with a surrogate network share: the network, its training, the count of passes, and blocks of images."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import metrics, models, perturb, records
-from ..config import choose
+from .. import defenses, models, perturb, records, train
+from ..config import InputError
+from ..data import Split
+
+_PASSES: ContextVar["Passes | None"] = ContextVar("passes", default=None)
+
+
+@dataclass
+class Passes:
+    """Forward passes with a gradient, in images; each is followed by one backward pass."""
+
+    images: int = 0
+
+
+@contextmanager
+def counting() -> Iterator[Passes]:
+    """Counts the passes of every surrogate network made inside."""
+    passes = Passes()
+    token = _PASSES.set(passes)
+    try:
+        yield passes
+    finally:
+        _PASSES.reset(token)
+
+
+def _count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    passes = _PASSES.get()
+    if passes is not None and output.requires_grad:
+        passes.images += len(output)
+
+
+def counted(model: nn.Module) -> nn.Module:
+    """The model, its passes with a gradient counted inside `counting`."""
+    model.register_forward_hook(_count)
+    return model
 
 
 @dataclass(frozen=True)
-class EMRecipe:
-    """How EM alternates: `batches` SGD steps of the surrogate, then `steps` descents of every image, until `stop`."""
+class Target:
+    """What a poison is made for. images: uint8[n,c,h,w]; labels: int64[n] in 0..classes-1, none of them empty."""
 
-    architecture: str
-    batch_size: int
-    batches: int
-    steps: int
-    step: float  # in units of eps
-    stop: float = 0.99  # training accuracy of the surrogate on the poison
-    rounds: int = 40  # at most
+    images: Tensor
+    labels: Tensor
+    seed: int
+    device: torch.device
+    flip: bool  # mirrored images keep their label
 
+    @property
+    def classes(self) -> int:
+        return int(self.labels.max()) + 1
 
-EM_RECIPES = {
-    "published": EMRecipe("resnet18", batch_size=512, batches=10, steps=20, step=0.1),
-    "cpu": EMRecipe("resnet8", batch_size=128, batches=10, steps=10, step=0.2),
-}
+    def __len__(self) -> int:
+        return len(self.images)
 
+    def part(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """(float images in [0, 1], labels) at these rows, on the device."""
+        return perturb.to_float(self.images[rows].to(self.device)), self.labels[rows].to(self.device)
 
-def em(images: Tensor, labels: Tensor, *, eps: float, seed: int, device, recipe: str) -> Tensor:
-    """Sample-wise error-minimising noise (Huang et al., ICLR 2021, "Unlearnable Examples"), uint8[n,c,h,w].
-
-    Published: ResNet-18, SGD 0.1, momentum 0.9, decay 5e-4, gradient norm clipped at 5, no augmentation; ten batches,
-    then twenty signed steps of eps/10 on every image, until training accuracy exceeds 99 %. Deviations: noise keeps
-    both signs (the public loader zeroes the negative half), images stay in [0, 1] inside the loop, rounding. `cpu`:
-    ResNet-8 of width 8, batches of 128, ten steps of eps/5.
-    """
-    settings = EM_RECIPES[choose(recipe, EM_RECIPES, "recipe")]
-    x, y = perturb.to_float(images).to(device), labels.to(device)
-    model = _surrogate(settings.architecture, x, y, seed, device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    delta, cursor = torch.zeros_like(x), 0
-    for round_ in range(1, settings.rounds + 1):
-        cursor = _train_on(model, optimizer, x, delta, y, settings, cursor)
-        delta = _minimise(model, x, delta, y, eps, settings)
-        accuracy = metrics.accuracy(model, x + delta, y)
-        records.note(f"em round {round_}: surrogate accuracy {accuracy:.3f}")
-        if accuracy > settings.stop:
-            break
-    return perturb.to_uint8((x + delta).cpu())
+    def rng(self, stream: int = 0) -> torch.Generator:
+        """Random numbers on the CPU; each stream is another sequence of the same seed."""
+        return torch.Generator().manual_seed(1000 * self.seed + stream)
 
 
-def _surrogate(architecture: str, x: Tensor, y: Tensor, seed: int, device) -> nn.Module:
-    classes = int(y.max()) + 1
-    model = models.make(architecture, channels=x.shape[1], classes=classes, size=x.shape[-1], seed=seed)
-    return model.to(device, memory_format=torch.channels_last)
+def network(architecture: str, target: Target, *, outputs: int | None = None) -> nn.Module:
+    """An untrained surrogate on the target's device."""
+    _, channels, _, size = target.images.shape
+    model = models.make(architecture, channels=channels, classes=outputs or target.classes, size=size, seed=target.seed)
+    return counted(model.to(target.device, memory_format=torch.channels_last))
 
 
-def _train_on(model, optimizer, x, delta, y, settings: EMRecipe, cursor: int) -> int:
-    """SGD on consecutive batches of x + delta, going on where the last round stopped; the new position."""
-    model.train()
-    for _ in range(settings.batches):
-        part = slice(cursor, cursor + settings.batch_size)
-        loss = F.cross_entropy(model(x[part] + delta[part]), y[part])
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        cursor = part.stop if part.stop < len(x) else 0
-    return cursor
+def fitted(
+    architecture: str,
+    target: Target,
+    recipe: train.Recipe,
+    *,
+    defense: defenses.Defense | None = None,
+    on_epoch: Callable[[int, nn.Module], None] | None = None,
+) -> nn.Module:
+    """A surrogate trained on the clean images with `train.fit`, then frozen in eval mode."""
+    model = network(architecture, target)
+    split = Split(target.images, {"label": target.labels}, "surrogate")
+    history = train.fit(
+        model, split, None, recipe=recipe, defense=defense or defenses.make("none"), seed=target.seed,
+        device=target.device, on_epoch=on_epoch,
+    )  # fmt: skip
+    records.note(f"surrogate {architecture}: training accuracy {history.train_accuracy[-1]:.3f}")
+    return frozen(model)
 
 
-def _minimise(model, x, delta, y, eps: float, settings: EMRecipe) -> Tensor:
-    """Every image's noise moved down the loss of the frozen model, warm-started."""
-    model.eval().requires_grad_(False)
-    parts = []
-    for rows in torch.arange(len(x)).split(settings.batch_size):
+def frozen(model: nn.Module) -> nn.Module:
+    """Eval mode, no gradients of parameters."""
+    return model.eval().requires_grad_(False)
 
-        def loss(z: Tensor, rows: Tensor = rows) -> Tensor:
-            return F.cross_entropy(model(z), y[rows], reduction="sum")
 
-        moved = perturb.sign_descent(
-            loss, x[rows], delta[rows], eps=eps, steps=settings.steps, step=settings.step * eps
-        )
-        parts.append(moved)
-    model.requires_grad_(True)
-    return torch.cat(parts)
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser that EM and REM train their surrogates with."""
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+    """One step on the mean cross-entropy, gradient norm clipped at 5. Raises InputError if the loss is not finite."""
+    loss = F.cross_entropy(model(x), y)
+    if not torch.isfinite(loss):
+        raise InputError(f"the surrogate's loss is {loss.item()}; use another seed, or images that are not all alike")
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+    optimizer.step()
+
+
+def cross_entropy(model: nn.Module, y: Tensor) -> perturb.Loss:
+    """z -> the sum over images of the cross-entropy of model(z) to y."""
+    return lambda z: F.cross_entropy(model(z), y, reduction="sum")
+
+
+def in_blocks(target: Target, attack: Callable[[Tensor, Tensor], Tensor], *, size: int, label: str) -> Tensor:
+    """uint8 images + attack(float images, labels), block by block, so that few floats are held at once."""
+    out = torch.empty_like(target.images)
+    parts = list(perturb.blocks(len(target), size))
+    for rows in records.progress(parts, label, len(parts)):
+        x, y = target.part(rows)
+        out[rows] = perturb.to_uint8((x + attack(x, y)).cpu())
+    return out
+
+
+def jittered(x: Tensor, *, flip: bool, rng: torch.Generator, shift: int = 4) -> Tensor:
+    """One shift of up to `shift` pixels for all images, a mirror for half of them; differentiable, zeros at edges."""
+    h, w = x.shape[-2:]
+    top, left = torch.randint(0, 2 * shift + 1, (2,), generator=rng).tolist()
+    x = F.pad(x, (shift,) * 4)[:, :, top : top + h, left : left + w]
+    if not flip:
+        return x
+    mirrored = (torch.rand(len(x), generator=rng) < 0.5).to(x.device)
+    return torch.where(mirrored.view(-1, 1, 1, 1), x.flip(3), x)
