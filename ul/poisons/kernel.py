@@ -37,8 +37,9 @@ def ntga(target: Target, *, eps: float, settings: NTGA) -> Tensor:
     """Neural tangent generalisation attack (Yuan and Wu, ICML 2021), uint8[n,c,h,w].
 
     Ten signed ascents of 1.1 eps/10 on the cross-entropy of the closed-form prediction of held-out images. Deviations:
-    every step starts where the last one ended (the public code starts each from the clean image, which is one step); held-out images
-    are clean training images outside the block (public: the test set); no image is dropped, order is kept; float64. `cpu`: the five-layer dense kernel at t = 4096 with blocks of 256 (public: its best dense setting);
+    every step starts where the last one ended (the public code starts each from the clean image, which is one step);
+    held-out images are clean training images outside the block (public: the test set); no image is dropped, order is
+    kept; float64. `cpu`: the five-layer dense kernel at t = 4096 with blocks of 256 (public: its best dense setting);
     `published`: two strided convolutions and three dense layers at t = 64.
     """
     kernel, order = KERNELS[settings.kernel], torch.randperm(len(target), generator=target.rng())
