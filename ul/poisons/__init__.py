@@ -1,7 +1,8 @@
 """Poisons as a table: each takes a clean `Split` and gives one with the same order and targets and other images."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -9,57 +10,58 @@ from torch import Tensor
 from .. import perturb
 from ..config import InputError, choose
 from ..data import SOURCES, Split, default_target
-from . import autoregressive, contrastive, generator, handcrafted, kernel, minimise, targeted
-from .surrogate import Passes, Target, counting
+from . import budgets
+from .base import Passes, Target, counting
 
 RECIPES = ("published", "cpu")
 ROUNDING = 0.5 / 255  # what 8-bit rounding may add to a pixel
 
 
-def _linf(eps: float, dimension: int) -> float:
-    return eps
-
-
-def _one_pixel(eps: float, dimension: int) -> float:
-    return 1
-
-
 @dataclass(frozen=True)
 class Method:
-    """A poison: how it is made, and the budget that `check` holds it to.
+    """A poison: where it is made, and the budget that `check` holds it to.
 
-    make: (images, labels, eps=, seed=), or with recipes (Target, eps=, settings=). budget: (eps, values an image) ->
-    largest size in `norm` before rounding.
+    module: below ul.poisons, imported when the poison is made, so that an edit of one method leaves results of the
+    others valid. Its function of the method's name takes (images, labels, eps=, seed=), or with `recipes` (the name of
+    the module's table) takes (Target, eps=, settings=). budget: (eps, values an image) -> largest size in `norm`.
     """
 
     title: str
-    make: Callable[..., Tensor]
+    module: str
+    recipes: str | None = None
     norm: str | None = "linf"  # a key of perturb.measure; None: the paper sets no budget
-    budget: Callable[[float, int], float] = _linf
-    recipes: Mapping[str, object] = field(default_factory=dict)
+    budget: Callable[[float, int], float] = budgets.linf
     random: bool = True  # another seed gives another poison
     classes: int = 2  # it needs at least
 
+    def load(self, name: str) -> Callable[..., Tensor]:
+        """The function that makes the poison."""
+        return getattr(import_module(f".{self.module}", __package__), name)
+
+    def settings(self) -> Mapping[str, object]:
+        """Its recipes by name; the one definition there is, under both names, is None."""
+        if self.recipes is None:
+            return dict.fromkeys(RECIPES)
+        return getattr(import_module(f".{self.module}", __package__), self.recipes)
+
 
 NAMES: dict[str, Method] = {
-    "noise": Method("Uniform noise", handcrafted.noise, classes=1),
-    "noise_classwise": Method("Uniform noise, one a class", handcrafted.noise_classwise, classes=1),
-    "em": Method("EM (Huang et al. 2021)", minimise.em, recipes=minimise.EM_RECIPES),
-    "em_classwise": Method(
-        "EM, class-wise (Huang et al. 2021)", minimise.em_classwise, recipes=minimise.EM_CLASSWISE_RECIPES
-    ),
-    "rem": Method("REM (Fu et al. 2022)", minimise.rem, recipes=minimise.REM_RECIPES),
-    "tap": Method("TAP (Fowl et al. 2021)", targeted.tap, recipes=targeted.TAP_RECIPES),
-    "hypo": Method("HYPO (Tao et al. 2022)", targeted.hypo, recipes=targeted.HYPO_RECIPES),
-    "lsp": Method("LSP (Yu et al. 2022)", handcrafted.lsp, "l2", handcrafted.lsp_length),
-    "ops": Method("OPS (Wu et al. 2023)", handcrafted.ops, "l0", _one_pixel, random=False, classes=1),
-    "em_ops": Method("EM and OPS (Wu et al. 2023)", minimise.em_ops, norm="linf_but_one", recipes=minimise.EM_RECIPES),
-    "ar": Method("AR (Sandoval-Segura et al. 2022)", autoregressive.ar, "l2", autoregressive.length, classes=1),
-    "dc": Method("DeepConfuse (Feng et al. 2019)", generator.dc, recipes=generator.DC_RECIPES),
-    "ntga": Method("NTGA (Yuan and Wu 2021)", kernel.ntga, recipes=kernel.NTGA_RECIPES),
-    "cuda": Method("CUDA (Sadasivan et al. 2023)", handcrafted.cuda, norm=None, classes=1),
-    "tue": Method("TUE (Ren et al. 2023)", contrastive.tue, recipes=contrastive.TUE_RECIPES),
-    "sep": Method("SEP (Chen et al. 2023)", targeted.sep, recipes=targeted.SEP_RECIPES),
+    "noise": Method("Uniform noise", "handcrafted", classes=1),
+    "noise_classwise": Method("Uniform noise, one a class", "handcrafted", classes=1),
+    "em": Method("EM (Huang et al. 2021)", "minimise", "EM_RECIPES"),
+    "em_classwise": Method("EM, class-wise (Huang et al. 2021)", "minimise", "EM_CLASSWISE_RECIPES"),
+    "rem": Method("REM (Fu et al. 2022)", "minimise", "REM_RECIPES"),
+    "tap": Method("TAP (Fowl et al. 2021)", "targeted", "TAP_RECIPES"),
+    "hypo": Method("HYPO (Tao et al. 2022)", "targeted", "HYPO_RECIPES"),
+    "lsp": Method("LSP (Yu et al. 2022)", "handcrafted", norm="l2", budget=budgets.lsp),
+    "ops": Method("OPS (Wu et al. 2023)", "handcrafted", norm="l0", budget=budgets.one_pixel, random=False, classes=1),
+    "em_ops": Method("EM and OPS (Wu et al. 2023)", "minimise", "EM_RECIPES", norm="linf_but_one"),
+    "ar": Method("AR (Sandoval-Segura et al. 2022)", "autoregressive", norm="l2", budget=budgets.ar, classes=1),
+    "dc": Method("DeepConfuse (Feng et al. 2019)", "generator", "DC_RECIPES"),
+    "ntga": Method("NTGA (Yuan and Wu 2021)", "kernel", "NTGA_RECIPES"),
+    "cuda": Method("CUDA (Sadasivan et al. 2023)", "handcrafted", norm=None, classes=1),
+    "tue": Method("TUE (Ren et al. 2023)", "contrastive", "TUE_RECIPES"),
+    "sep": Method("SEP (Chen et al. 2023)", "targeted", "SEP_RECIPES"),
 }
 
 
@@ -87,11 +89,12 @@ def make(
     labels = wanted.unique(return_inverse=True)[1]  # classes without an image are left out
     if int(labels.max()) + 1 < method.classes:
         raise InputError(f"{name} needs images of at least {method.classes} classes; {split.name} has one")
-    if method.recipes:
-        aim = Target(split.images, labels, seed, torch.device(device), _flips(split))
-        images = method.make(aim, eps=eps, settings=_settings(name, recipe, options))
+    settings = _settings(name, recipe, options)
+    if settings is None:
+        images = method.load(name)(split.images, labels, eps=eps, seed=seed)
     else:
-        images = method.make(split.images, labels, eps=eps, seed=seed)
+        aim = Target(split.images, labels, seed, torch.device(device), _flips(split))
+        images = method.load(name)(aim, eps=eps, settings=settings)
     poisoned = replace(split, images=images)
     check(split, poisoned, name, eps)
     return poisoned
@@ -107,10 +110,10 @@ def strength(eps: float) -> float:
 
 
 def _settings(name: str, recipe: str, options: dict):
-    base = NAMES[name].recipes[recipe]
+    base = NAMES[name].settings()[recipe]
     for option in options:
-        choose(option, vars(base), f"setting of {name}")
-    return replace(base, **options)
+        choose(option, vars(base) if base else [], f"setting of {name}")
+    return replace(base, **options) if options else base
 
 
 def _flips(split: Split) -> bool:

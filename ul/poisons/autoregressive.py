@@ -5,6 +5,7 @@ from torch import Generator, Tensor
 
 from .. import perturb
 from ..config import InputError
+from . import budgets
 
 WINDOW = 3
 MARGIN = 4  # rows and columns that are dropped: the random start
@@ -13,11 +14,6 @@ LONGEST = 50.0  # Euclidean length of a pattern of 3x32x32 values: longer ones g
 RESPONSE = 10.0  # least response of another class's filter, for 3x32x32 values
 CANDIDATES = 64  # filters that are tried at once
 ROUNDS = 200  # of candidates, before the search gives up
-
-
-def length(eps: float, dimension: int) -> float:
-    """AR's Euclidean budget: 1.0 at eps = 8/255 on 3x32x32 values, growing with the square root of the size."""
-    return eps * 255 / 8 * (dimension / 3072) ** 0.5
 
 
 def ar(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
@@ -32,7 +28,7 @@ def ar(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
     out = torch.empty_like(images)
     for rows in perturb.blocks(len(images)):
         patterns = generate(filters[labels[rows]], images.shape[-2:], rng=rng).float()
-        out[rows] = perturb.add(images[rows], perturb.scaled_to_l2(patterns, length(eps, patterns[0].numel())))
+        out[rows] = perturb.add(images[rows], perturb.scaled_to_l2(patterns, budgets.ar(eps, patterns[0].numel())))
     return out
 
 

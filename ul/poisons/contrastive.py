@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from .. import perturb, records
 from ..config import InputError
 from ..defenses import seeded
-from .surrogate import Target, frozen, network
+from .base import Target
+from .surrogate import frozen, network
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from .. import records
 from ..config import InputError
-from .surrogate import Target, counted, in_blocks, network
+from .base import Target, counted
+from .surrogate import in_blocks, network
 
 
 @dataclass(frozen=True)

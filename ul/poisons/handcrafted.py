@@ -1,22 +1,22 @@
 """Poisons that need no model: each takes uint8[n,c,h,w] images and int64[n] labels, and gives uint8 images."""
 
-from itertools import product
-
-import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from .. import perturb
-from ..config import InputError
+from . import budgets
+from .onepixel import ops
 
 GRID = 4  # LSP draws a 4x4 pattern per channel: 8x8 patches at 32x32
 
 
 def noise(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
     """Uniform noise in [-eps, eps], drawn for every image alone: the baseline at the same budget."""
-    rng = Generator().manual_seed(seed)
-    return perturb.add(images, (2 * torch.rand(images.shape, generator=rng) - 1) * eps)
+    rng, out = Generator().manual_seed(seed), torch.empty_like(images)
+    for rows in perturb.blocks(len(images)):
+        out[rows] = perturb.add(images[rows], (2 * torch.rand(images[rows].shape, generator=rng) - 1) * eps)
+    return out
 
 
 def noise_classwise(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
@@ -26,26 +26,23 @@ def noise_classwise(images: Tensor, labels: Tensor, *, eps: float, seed: int) ->
     return torch.cat([perturb.add(images[rows], drawn[labels[rows]]) for rows in perturb.blocks(len(images))])
 
 
-def lsp_length(eps: float, dimension: int) -> float:
-    """LSP's Euclidean budget, 3/4 eps sqrt(d): 6/255 sqrt(3072) = 1.304 at eps = 8/255 (public code)."""
-    return 0.75 * eps * dimension**0.5
-
-
 def lsp(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
     """Linearly separable patterns of constant patches (Yu et al., "Availability Attacks Create Shortcuts", KDD 2022).
 
     Deviations: a seed (the public code draws without), rounding instead of truncation, enough samples for unbalanced
     classes, patches of ceil(h/4) pixels where h is not 32.
     """
-    delta = lsp_patterns(labels, images.shape[1:], seed=seed)
-    return perturb.add(images, perturb.scaled_to_l2(delta, lsp_length(eps, delta[0].numel())))
+    cells, out = lsp_cells(labels, images.shape[1], seed=seed), torch.empty_like(images)
+    for rows in perturb.blocks(len(images)):
+        delta = grown(cells[rows], images.shape[-2:])
+        out[rows] = perturb.add(images[rows], perturb.scaled_to_l2(delta, budgets.lsp(eps, delta[0].numel())))
+    return out
 
 
-def lsp_patterns(labels: Tensor, shape: tuple[int, int, int], *, seed: int) -> Tensor:
-    """Unscaled patterns float[n,c,h,w]: the next sample of the class's Gaussian cluster for each image, in order."""
+def lsp_cells(labels: Tensor, channels: int, *, seed: int) -> Tensor:
+    """Patterns float[n,c,4,4]: the next sample of the class's Gaussian cluster for each image, in order."""
     from sklearn.datasets import make_classification
 
-    channels, height, width = shape
     features, classes = channels * GRID * GRID, int(labels.max()) + 1
     most = int(torch.bincount(labels).max())
     x, y = make_classification(
@@ -56,38 +53,14 @@ def lsp_patterns(labels: Tensor, shape: tuple[int, int, int], *, seed: int) -> T
     for c in range(classes):
         mine = labels == c
         patterns[mine] = torch.from_numpy(x[y == c][: int(mine.sum())]).float()
-    cell = (-(-height // GRID), -(-width // GRID))
-    grown = patterns.view(-1, channels, GRID, GRID).repeat_interleave(cell[0], 2).repeat_interleave(cell[1], 3)
-    return grown[:, :, :height, :width]
+    return patterns.view(-1, channels, GRID, GRID)
 
 
-def ops(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
-    """One pixel per class set to one corner colour (Wu et al., ICLR 2023, "One-Pixel Shortcut"); eps and seed unused.
-
-    Deviation: any class count; a pair of position and colour serves one class only, as published.
-    """
-    out, taken = images.clone(), []
-    for c in labels.unique().tolist():
-        mine = labels == c
-        row, column, colour = ops_choice(images[mine], taken)
-        taken.append((row, column, colour))
-        out[mine, :, row, column] = torch.tensor(colour, dtype=torch.uint8) * 255
-    return out
-
-
-def ops_choice(images: Tensor, taken: list[tuple]) -> tuple[int, int, tuple[int, ...]]:
-    """The free (row, column, colour in {0,1}^c) with the largest mean|v - x| / std|v - x| over images and channels."""
-    x = perturb.to_float(images).double()
-    colours = list(product((0, 1), repeat=x.shape[1]))
-    gap = torch.stack([(torch.tensor(v).view(1, -1, 1, 1) - x).abs() for v in colours])  # [colour,n,c,h,w]
-    score = gap.mean((1, 2)) / gap.flatten(1, 2).std(1, correction=0).clamp_min(1e-6)
-    for row, column, colour in taken:
-        score[colours.index(colour), row, column] = -1
-    best = int(score.argmax())
-    if score.view(-1)[best] <= 0:
-        raise InputError("OPS: no pixel and colour is left for the next class; use larger images or fewer classes")
-    which, row, column = np.unravel_index(best, score.shape)
-    return int(row), int(column), colours[which]
+def grown(cells: Tensor, size: tuple[int, int]) -> Tensor:
+    """Each cell as a constant patch of ceil(h/4) x ceil(w/4) pixels: float[n,c,4,4] to float[n,c,h,w]."""
+    height, width = size
+    tall = cells.repeat_interleave(-(-height // GRID), 2)
+    return tall.repeat_interleave(-(-width // GRID), 3)[:, :, :height, :width]
 
 
 def cuda(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
@@ -112,3 +85,6 @@ def cuda_kernels(classes: int, *, seed: int) -> Tensor:
     kernels = 0.3 * torch.rand((classes, 9), generator=rng)
     kernels[torch.arange(classes), torch.randint(0, 9, (classes,), generator=rng)] = 1.0
     return kernels.view(classes, 3, 3)
+
+
+__all__ = ["cuda", "cuda_kernels", "grown", "lsp", "lsp_cells", "noise", "noise_classwise", "ops"]

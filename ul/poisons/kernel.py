@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import perturb, records
-from .surrogate import Target
+from .base import Target
 
 WEIGHT, BIAS = 1.76, 0.18  # variances of the initialisation
 RIDGE = 1e-4  # of the mean diagonal

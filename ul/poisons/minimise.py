@@ -6,8 +6,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from .. import metrics, perturb, records
-from . import handcrafted
-from .surrogate import Target, cross_entropy, frozen, jittered, network, sgd, train_step
+from . import onepixel
+from .base import Target
+from .surrogate import cross_entropy, frozen, jittered, network, sgd, train_step
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def em_classwise(target: Target, *, eps: float, settings: EM) -> Tensor:
 
 def em_ops(target: Target, *, eps: float, settings: EM) -> Tensor:
     """EM noise with a one-pixel shortcut on top: CIFAR-10-S (Wu et al., ICLR 2023); see `em` and `ops`."""
-    return handcrafted.ops(em(target, eps=eps, settings=settings), target.labels, eps=eps, seed=target.seed)
+    return onepixel.ops(em(target, eps=eps, settings=settings), target.labels, eps=eps, seed=target.seed)
 
 
 def _train_on(model: nn.Module, optimizer, x, delta, y, settings: EM, cursor: int) -> int:

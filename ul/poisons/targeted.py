@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from .. import defenses, perturb
 from ..train import Recipe
-from .surrogate import Target, cross_entropy, fitted, frozen, in_blocks, jittered
+from .base import Target
+from .surrogate import cross_entropy, fitted, frozen, in_blocks, jittered
 
 
 @dataclass(frozen=True)
