@@ -1,4 +1,4 @@
-"""The command line: python -m ul render | verify | info | compare | nb-run | nb-clean."""
+"""The command line: python -m ul render | verify | info | check-poison | compare | nb-run | nb-clean."""
 
 import argparse
 import sys
@@ -40,6 +40,28 @@ def _info(args) -> None:
         print(f"  {part}: {len(split)} images {tuple(split.images.shape[1:])}, targets {', '.join(split.targets)}")
 
 
+def _check_poison(args) -> None:
+    from . import checks, data, poisons
+
+    source = data.SOURCES[args.clean]
+    clean = data.load(
+        args.clean, source.parts[0], root=args.root, size=source.size, limit=args.limit, targets=(source.target,)
+    )
+    eps = poisons.strength(source.eps if args.eps is None else _fraction(args.eps))
+    poisoned = data.read_poison(args.path, clean)
+    print("\n".join(checks.report(clean, poisoned, str(args.path), eps)))
+    if args.method:
+        poisons.check(clean, poisoned, args.method, eps)
+
+
+def _fraction(text: str) -> float:
+    top, _, bottom = text.partition("/")
+    try:
+        return float(top) / float(bottom or 1)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"eps is {text!r}; give a number or a fraction such as 8/255") from None
+
+
 def _compare(args) -> None:
     from . import tables
 
@@ -63,6 +85,18 @@ def _data_command(commands, name: str, action, choices, text: str) -> None:
     parser.set_defaults(action=action)
 
 
+def _check_command(commands, names: tuple[str, ...]) -> None:
+    text = "check a file of poisoned images: order, labels, size of the perturbation, whose budget it fits"
+    parser = commands.add_parser("check-poison", help=text, description=text)
+    parser.add_argument("path", type=Path, help=".npz, .safetensors or a folder of <index>.png")
+    parser.add_argument("--clean", required=True, choices=names, help="data set that was poisoned")
+    parser.add_argument("--root", type=Path, default=Path("data"), help="folder that holds data sets (default data)")
+    parser.add_argument("--limit", type=int, help="only this many training images were poisoned (as load's limit)")
+    parser.add_argument("--eps", help="strength that budgets are checked at (default: the data set's; 8/255 works)")
+    parser.add_argument("--method", help="fail if this method's budget is exceeded")
+    parser.set_defaults(action=_check_poison)
+
+
 def _notebook_command(commands, name: str, action, text: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text)
     parser.add_argument("source")
@@ -73,12 +107,13 @@ def _notebook_command(commands, name: str, action, text: str) -> argparse.Argume
 
 def parser() -> argparse.ArgumentParser:
     """The only argument parser of the project."""
-    names = ("cifar10", "mnist", "rooms", "taskonomy")
+    names = ("cifar10", "cifar100", "mnist", "rooms", "taskonomy")
     top = argparse.ArgumentParser(prog="python -m ul", description="Tools beside the notebooks.")
     commands = top.add_subparsers(required=True, metavar="command")
     _data_command(commands, "render", _render, ("mnist", "rooms"), "make an embedded data set anew (extra `render`)")
     _data_command(commands, "verify", _verify, names, "read every file of a data set and check it")
     _data_command(commands, "info", _info, names, "what a data set holds")
+    _check_command(commands, names)
     compare = commands.add_parser("compare", help="do the tables of two result folders agree within tolerances?")
     compare.add_argument("a", metavar="A", help="results/<profile>")
     compare.add_argument("b", metavar="B", help="the same folder from another machine")

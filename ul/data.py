@@ -1,18 +1,18 @@
 """Data sets as one shape: a `Split` of uint8 images with named targets, from CIFAR, MNIST and Taskonomy files."""
 
 import gzip
-import io
 import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import records, rooms, taskonomy
+from . import files, records, rooms, taskonomy
 from .config import InputError, at_least, choose, existing, located
 
 PULL = "run `dvc pull data.dvc`, or name the folder that holds it with root"
@@ -103,13 +103,20 @@ def resized(split: Split, size: int) -> Split:
 # ---- CIFAR ---------------------------------------------------------------------------------------------------------
 
 
-def _cifar10(root: Path, part: str, limit: int | None, targets, size) -> Split:
-    folder = existing(root / "cifar-10-batches-bin", "put CIFAR-10's binary version there, or name another root")
-    names = [f"data_batch_{i}.bin" for i in range(1, 6)] if part == "train" else ["test_batch.bin"]
-    rows = np.concatenate([_cifar_records(folder / name, label_bytes=1, classes=10) for name in names])
-    rows = rows[subset(len(rows), limit)]
-    labels = torch.from_numpy(rows[:, 0].astype(np.int64))
-    return Split(torch.from_numpy(rows[:, 1:].reshape(-1, 3, 32, 32).copy()), {"label": labels}, f"cifar10/{part}")
+def _cifar(folder: str, files_of: dict[str, list[str]], *, label_bytes: int, classes: int) -> Callable:
+    """A loader of binary records; of several label bytes the last is the class (CIFAR-100: coarse, then fine)."""
+
+    def read(root: Path, part: str, limit: int | None, targets, size) -> Split:
+        name = {10: "CIFAR-10", 100: "CIFAR-100"}[classes]
+        at = existing(root / folder, f"put {name}'s binary version there, or name another root")
+        read_one = partial(_cifar_records, label_bytes=label_bytes, classes=classes)
+        rows = np.concatenate([read_one(at / file) for file in files_of[part]])
+        rows = rows[subset(len(rows), limit)]
+        labels = torch.from_numpy(rows[:, label_bytes - 1].astype(np.int64))
+        images = torch.from_numpy(rows[:, label_bytes:].reshape(-1, 3, 32, 32).copy())
+        return Split(images, {"label": labels}, f"cifar{classes}/{part}")
+
+    return read
 
 
 def _cifar_records(path: Path, *, label_bytes: int, classes: int) -> np.ndarray:
@@ -208,14 +215,12 @@ def _views(name: str, buildings: dict | None, classes: dict) -> Callable:
 
 
 def read_poison(path: Path | str, clean: Split) -> Split:
-    """Poisoned images, uint8[n,h,w,c] under the name `images` of an .npz, as a Split with the clean set's targets.
+    """Poisoned images, uint8[n,h,w,c], of a file or folder in a format of `files`, with the clean set's targets.
 
     Raises InputError if the file cannot be read, has another length, shape or dtype, or labels that differ.
     """
     path = existing(path, "name a file of poisoned images")
-    arrays = _npz(path)
-    if "images" not in arrays:
-        raise InputError(f"{path}: holds {sorted(arrays)}, not `images`; write it with ul.data.export")
+    arrays = files.read(path)
     images = arrays["images"]
     if images.dtype != np.uint8:
         raise InputError(f"{path}: images are {images.dtype}, not uint8; round to 0..255 before saving")
@@ -226,30 +231,20 @@ def read_poison(path: Path | str, clean: Split) -> Split:
     return replace(clean, images=torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
 
 
-def _same_labels(path: Path, arrays: dict[str, np.ndarray], clean: Split) -> None:
+def _same_labels(path: Path, arrays: files.Arrays, clean: Split) -> None:
     for key in set(arrays) & set(clean.targets):
         if not np.array_equal(arrays[key], clean.targets[key].numpy()):
             raise InputError(f"{path}: {key} differs from {clean.name}; keep order and labels of the clean images")
 
 
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except Exception as error:  # zip, header and decompression errors are of many types
-        kind = type(error).__name__
-        raise InputError(
-            f"{path}: not a readable .npz of plain arrays ({kind}); write it with ul.data.export"
-        ) from None
-
-
 def export(split: Split, path: Path | str, format: str = "npz") -> Path:
-    """Write images (uint8 NHWC) and integer targets so that `read_poison` and other codes can read them."""
-    choose(format, ("npz",), "export format")
-    buffer = io.BytesIO()
+    """Write images (uint8 NHWC) and integer targets in a format of `files`, so that other codes can read them.
+
+    "npz", "safetensors", or "png": a folder `data/<index>.png` without targets, as APBench has it.
+    """
     labels = {k: v.numpy() for k, v in split.targets.items() if v.ndim == 1}
-    np.savez_compressed(buffer, images=split.images.permute(0, 2, 3, 1).numpy(), **labels)
-    return records.write_bytes(path, buffer.getvalue())
+    images = split.images.permute(0, 2, 3, 1).contiguous().numpy()
+    return files.write({"images": images, **labels}, Path(path), format)
 
 
 ROOMS_DOMAINS = ("depth_euclidean", "normal", "segment_semantic", "class_object", "class_scene")
@@ -258,8 +253,15 @@ ROOMS = {
     "class_scene": taskonomy.Kept(list(rooms.SCENES.values()), closed=True),
 }
 TASKONOMY = {"class_object": taskonomy.Kept(taskonomy.OBJECTS), "class_scene": taskonomy.Kept(taskonomy.SCENES)}
+CIFAR10 = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
+CIFAR100 = {"train": ["train.bin"], "test": ["test.bin"]}
 SOURCES: dict[str, Source] = {
-    "cifar10": Source(_cifar10, ("train", "test"), "label", 10),
+    "cifar10": Source(
+        _cifar("cifar-10-batches-bin", CIFAR10, label_bytes=1, classes=10), ("train", "test"), "label", 10
+    ),
+    "cifar100": Source(
+        _cifar("cifar-100-binary", CIFAR100, label_bytes=2, classes=100), ("train", "test"), "label", 100
+    ),
     "mnist": Source(_mnist, ("train", "test"), "label", 10, flip=False, eps=128 / 255),
     "rooms": Source(_views("rooms", rooms.BUILDINGS, ROOMS), ("train", "val", "test"), "class_object", 10, size=32),
     "taskonomy": Source(_views("taskonomy", None, TASKONOMY), ("all",), "class_scene", 63, size=64),

@@ -1,0 +1,73 @@
+"""What a user's file of poisoned images is: in order, how large its perturbation is, and whose budget it fits."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import perturb, poisons
+from .config import InputError
+from .data import Split
+
+SIDE = 8  # images are compared as means over 8x8 cells
+SAMPLE = 1000  # poisoned images that are looked up
+ORDERED = 0.5  # least share of them that is nearest to its own clean image
+UNITS = {"linf": "L-infinity", "l2": "L2", "l0": "L0", "linf_but_one": "L-infinity without one pixel"}
+
+
+def own_share(clean: Tensor, poisoned: Tensor, *, seed: int = 0) -> float:
+    """Share (0..1) of poisoned images whose nearest clean image, by centred coarse pixels, is their own.
+
+    Images uint8[n,c,h,w]; up to 1,000 poisoned ones are compared with all clean ones. Equal clean images count as own.
+    """
+    chosen = torch.randperm(len(poisoned), generator=torch.Generator().manual_seed(seed))[:SAMPLE]
+    coarse = torch.cat([_coarse(clean[rows]) for rows in perturb.blocks(len(clean))])
+    distance = torch.cdist(_coarse(poisoned[chosen]), coarse)
+    own = distance[torch.arange(len(chosen)), chosen]
+    return (own <= distance.amin(1) + 1e-6).float().mean().item()
+
+
+def _coarse(images: Tensor) -> Tensor:
+    """Centred and scaled to length 1, so that brightness and contrast do not count."""
+    means = F.adaptive_avg_pool2d(perturb.to_float(images), SIDE).flatten(1)
+    return F.normalize(means - means.mean(1, keepdim=True), dim=1)
+
+
+def in_order(clean: Split, poisoned: Split, path: str) -> float:
+    """`own_share`. Raises InputError if it is below one half: the images are not in the clean set's order."""
+    share = own_share(clean.images, poisoned.images)
+    if share < ORDERED:
+        raise InputError(
+            f"{path}: only {share:.0%} of the images are nearest to their own clean image of {clean.name}; "
+            "keep the order of the clean images"
+        )
+    return share
+
+
+def fitting(clean: Split, sizes: dict[str, float], eps: float) -> dict[str, dict[str, bool]]:
+    """For each norm that a method's budget uses: which methods' budgets at `eps` these sizes keep to."""
+    found: dict[str, dict[str, bool]] = {}
+    for name, method in poisons.NAMES.items():
+        if method.norm is not None:
+            found.setdefault(method.norm, {})[name] = sizes[method.norm] <= poisons.budget(name, eps, clean)
+    return found
+
+
+def report(clean: Split, poisoned: Split, path: str, eps: float) -> list[str]:
+    """Lines for a reader: order, sizes in each norm, and the budgets at `eps` that they fit. Raises as `in_order`."""
+    share = in_order(clean, poisoned, path)
+    sizes = perturb.measure(clean.images, poisoned.images)
+    lines = [
+        f"{path}: {len(poisoned)} images of {clean.name}, {tuple(clean.images.shape[1:])}",
+        f"order: {share:.0%} of the images are nearest to their own clean image",
+        f"L-infinity {255 * sizes['linf']:.1f}/255, without each image's largest pixel "
+        f"{255 * sizes['linf_but_one']:.1f}/255",
+        f"L2 {sizes['l2']:.3f} at most, {sizes['l2_mean']:.3f} on average (range 0 to 1)",
+        f"L0 {sizes['l0']} of {clean.images[0, 0].numel()} pixels at most",
+    ]
+    return lines + [_verdict(norm, fits, eps) for norm, fits in fitting(clean, sizes, eps).items()]
+
+
+def _verdict(norm: str, fits: dict[str, bool], eps: float) -> str:
+    inside, outside = ([name for name, fit in fits.items() if fit is wanted] for wanted in (True, False))
+    told = [f"fits {', '.join(inside)}"] * bool(inside) + [f"exceeds {', '.join(outside)}"] * bool(outside)
+    return f"budget in {UNITS[norm]} at {255 * eps:.4g}/255: {'; '.join(told)}"

@@ -1,0 +1,132 @@
+"""Files of poisoned images: .npz, .safetensors and APBench's folders of PNG, read and written as plain arrays."""
+
+import io
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from . import records
+from .config import InputError, choose
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of file. read: path -> arrays; write: (arrays, path)."""
+
+    fits: Callable[[Path], bool]
+    read: Callable[[Path], Arrays]
+    write: Callable[[Arrays, Path], None]
+    looks_like: str
+
+
+def read(path: Path) -> Arrays:
+    """Arrays by name, `images` among them (uint8[n,h,w,c]). Raises InputError for unknown kinds and damaged files."""
+    found = [format for format in FORMATS.values() if format.fits(path)]
+    if not found:
+        kinds = ", ".join(format.looks_like for format in FORMATS.values())
+        raise InputError(f"{path}: not a kind of file that holds poisoned images; use {kinds}")
+    arrays = found[0].read(path)
+    if "images" not in arrays:
+        raise InputError(f"{path}: holds {sorted(arrays)}, not `images`; write it with ul.data.export")
+    return arrays
+
+
+def write(arrays: Arrays, path: Path, format: str) -> Path:
+    """Write arrays in a format of FORMATS; a half-written file never has this name."""
+    FORMATS[choose(format, FORMATS, "export format")].write(arrays, path)
+    return path
+
+
+def _read_npz(path: Path) -> Arrays:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except Exception as error:  # zip, header and decompression errors are of many types
+        kind = type(error).__name__
+        raise InputError(
+            f"{path}: not a readable .npz of plain arrays ({kind}); write it with ul.data.export"
+        ) from None
+
+
+def _write_npz(arrays: Arrays, path: Path) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    records.write_bytes(path, buffer.getvalue())
+
+
+def _read_safetensors(path: Path) -> Arrays:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return load(path.read_bytes())
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+        text = str(error).splitlines()[0][:80]
+        raise InputError(f"{path}: not a readable .safetensors file ({text}); write it with ul.data.export") from None
+
+
+def _write_safetensors(arrays: Arrays, path: Path) -> None:
+    from safetensors.numpy import save
+
+    records.write_bytes(path, save({key: np.ascontiguousarray(values) for key, values in arrays.items()}))
+
+
+def _read_folder(path: Path) -> Arrays:
+    """`<index>.png` for every index from 0, in the folder or in its `data` folder (APBench's layout); no labels."""
+    folder = path / "data" if (path / "data").is_dir() else path
+    files = {int(file.stem): file for file in folder.glob("*.png") if file.stem.isdecimal()}
+    if not files:
+        raise InputError(f"{folder}: holds no <index>.png; name the folder that holds 0.png, 1.png, ...")
+    if missing := set(range(len(files))) - set(files):
+        raise InputError(f"{folder / f'{min(missing)}.png'} is missing; images are numbered from 0 without a gap")
+    first = _read_png(files[0])
+    images = np.empty((len(files), *first.shape), np.uint8)
+    for index in range(len(files)):
+        image = _read_png(files[index])
+        if image.shape != first.shape:
+            raise InputError(f"{files[index]}: {image.shape}, but 0.png is {first.shape}; export all images alike")
+        images[index] = image
+    return {"images": images}
+
+
+def _read_png(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            pixels = np.asarray(image)
+            mode = image.mode
+    except Exception as error:  # damaged files raise many types
+        raise InputError(f"{path}: not a readable PNG ({type(error).__name__}); export it again") from None
+    if mode not in ("RGB", "L"):
+        raise InputError(f"{path}: mode {mode}, not RGB or L of 8 bits; convert it before saving")
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _write_folder(arrays: Arrays, path: Path) -> None:
+    from PIL import Image
+
+    if path.exists():
+        raise InputError(f"{path} exists; remove it or name another folder")
+    part = path.with_name(f".{path.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    (part / "data").mkdir(parents=True)
+    for index, image in enumerate(arrays["images"]):
+        Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(part / "data" / f"{index}.png")
+    part.rename(path)
+
+
+def _suffix(suffix: str) -> Callable[[Path], bool]:
+    return lambda path: path.is_file() and path.suffix == suffix
+
+
+FORMATS: dict[str, Format] = {
+    "npz": Format(_suffix(".npz"), _read_npz, _write_npz, ".npz"),
+    "safetensors": Format(_suffix(".safetensors"), _read_safetensors, _write_safetensors, ".safetensors"),
+    "png": Format(Path.is_dir, _read_folder, _write_folder, "a folder of <index>.png"),
+}
