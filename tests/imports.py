@@ -41,16 +41,31 @@ def of_module(name: str) -> set[str]:
     return direct(path.read_text(), package)
 
 
-def of_notebook(path: Path) -> set[str]:
-    """Every file of `ul` that a notebook needs, as paths relative to the repository."""
-    cells = json.loads(path.read_text())["cells"]
-    source = "\n".join("".join(c["source"]).rstrip(";") for c in cells if c["cell_type"] == "code")
-    todo, seen = direct(source, []), set()
+def closure(names: set[str]) -> set[str]:
+    """These modules and all that they import, directly and through others."""
+    todo, seen = set(names), set()
     while todo:
         name = todo.pop()
         seen.add(name)
         todo |= of_module(name) - seen
-    return {str(module_file(name).relative_to(ROOT)) for name in seen}
+    return seen
+
+
+def files_of(names: set[str]) -> set[str]:
+    """Files of modules, as paths relative to the repository."""
+    return {str(module_file(name).relative_to(ROOT)) for name in names}
+
+
+def of_notebook(path: Path) -> set[str]:
+    """Every module of `ul` that a notebook needs."""
+    cells = json.loads(path.read_text())["cells"]
+    source = "\n".join("".join(c["source"]).rstrip(";") for c in cells if c["cell_type"] == "code")
+    return closure(direct(source, []))
+
+
+def of_making(makers: set[str]) -> set[str]:
+    """What every poison needs to be made, without the modules that hold the methods (loaded on demand)."""
+    return closure(makers) - makers
 
 
 def modules() -> list[str]:

@@ -16,12 +16,6 @@ from .config import at_least, choose, probe_epochs
 
 CLEAN = "clean"
 SAL_BATCH = {"cpu": 64, "cuda": 512}  # 64 images of 32x32 stay in a core's cache: a fifth faster than 128
-RECIPES = {
-    "linear": train.Recipe(batch_size=64, lr=0.02),
-    "lenet5": train.Recipe(batch_size=64, lr=0.02, pad=2),
-    "resnet8": train.Recipe(batch_size=32, lr=0.1),
-    "resnet18": train.Recipe(batch_size=128, lr=0.1),
-}
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,7 @@ def cells(config: Mapping) -> list[Cell]:
     source = data.SOURCES[choose(config["dataset"], data.SOURCES, "data set")]
     choose(config["method"], [CLEAN, *poisons.NAMES], "method")
     choose(config["defense"], defenses.NAMES, "defense")
-    base = RECIPES[choose(config["architecture"], models.NAMES, "architecture")]
+    base = train.RECIPES[choose(config["architecture"], models.NAMES, "architecture")]
     recipe = replace(base, epochs=config["epochs"], flip=base.flip and source.flip)
     probes = probe_epochs(config["epochs"], config["probe_epochs"])
     at_least(config["seeds"], 1, "seeds")

@@ -27,6 +27,14 @@ class Recipe:
     flip: bool = True
 
 
+RECIPES = {  # of victims, by architecture
+    "linear": Recipe(batch_size=64, lr=0.02),
+    "lenet5": Recipe(batch_size=64, lr=0.02, pad=2),
+    "resnet8": Recipe(batch_size=32, lr=0.1),
+    "resnet18": Recipe(batch_size=128, lr=0.1),
+}
+
+
 @dataclass(frozen=True)
 class History:
     """What happened, one entry an epoch; losses in nats, accuracies 0..1, train values over augmented batches."""
