@@ -11,19 +11,25 @@ from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 
 from tests import imports
+from ul import poisons
 
 ROOT = imports.ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROFILES = [ROOT / "params.yaml", *ROOT.glob("profiles/*/params.yaml")]
+POISONS = {
+    "autoregressive", "base", "budgets", "contrastive", "generator", "handcrafted", "kernel", "minimise", "onepixel",
+    "surrogate", "targeted",
+}  # fmt: skip
 # Each row imports only rows above it.
 ROWS = [
-    {"config", "nb", "shapes", "rays", "perturb", "metrics", "ud", "stats"},
+    {"config", "nb", "shapes", "rays", "perturb", "metrics", "ud", "stats", "published"},
     {"records", "rooms"},
-    {"figures", "taskonomy", "tables", "models"},
-    {"data", "claims"},
+    {"figures", "taskonomy", "tables", "models", "files"},
+    {"data", "claims", "behaviour"},
     {"defenses", "sal"},
     {"train"},
-    {"poisons", "poisons.handcrafted", "poisons.surrogate"},
-    {"benchmark"},
+    {"poisons", *(f"poisons.{name}" for name in POISONS)},
+    {"benchmark", "checks"},
     {"__main__"},
 ]
 ROW = {name: i for i, row in enumerate(ROWS) for name in row}
@@ -74,16 +80,34 @@ def test_files_and_functions_stay_small(path):
 
 def stages_of(notebook: str):
     for name, stage in load_yaml(ROOT / "dvc.yaml")["stages"].items():
+        stage = stage.get("do", stage)
         if f"/nb/{notebook}.ipynb" in stage["cmd"] and "nb-run" in stage["cmd"]:
             yield name, stage
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_stage_dependencies_are_the_imports(path):
-    stages = list(stages_of(path.stem))
+    """A method's own module is loaded when its poison is made; what such modules import counts for all of them."""
+    stages, own = list(stages_of(path.stem)), "ul/poisons/${item.module}.py"
     assert stages, f"no stage runs {path.name}"
     for name, stage in stages:
-        assert {d for d in stage["deps"] if d.startswith("ul/")} == imports.of_notebook(path), name
+        wanted = imports.of_notebook(path)
+        if own in stage["deps"]:
+            wanted |= imports.of_making({f"poisons.{method.module}" for method in poisons.NAMES.values()})
+        assert {d for d in stage["deps"] if d.startswith("ul/")} - {own} == imports.files_of(wanted), name
+    assert (path.stem == "01_poison") == (own in stages[0][1]["deps"])
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=str)
+def test_conditions_are_the_grid_with_each_methods_module(path):
+    params = load_yaml(path)
+    wanted = {
+        f"{d}-{m}": {"dataset": d, "method": m, "module": poisons.NAMES[m].module}
+        for d, methods in params["grid"]["methods"].items()
+        for m in methods
+    }
+    assert params["conditions"] == wanted
+    assert list(params["grid"]["methods"]) == list(params["sal"]) == list(params["poison"])
 
 
 def test_every_profile_runs_the_same_pipeline():
@@ -95,14 +119,14 @@ def test_every_profile_runs_the_same_pipeline():
         assert (params.parent / profile["root"]).resolve() == ROOT
 
 
-@pytest.mark.parametrize("path", [ROOT / "params.yaml", *ROOT.glob("profiles/*/params.yaml")], ids=str)
+@pytest.mark.parametrize("path", PROFILES, ids=str)
 def test_profiles_name_only_parameters_that_notebooks_know(path):
     from ul import nb
 
     params = load_yaml(path)
     for section, stem in {"poison": "01_poison", "sal": "04_sal"}.items():
         known = nb.defaults(nb.read(ROOT / "notebooks" / f"{stem}.ipynb"))
-        for dataset in params["grid"]["datasets"]:
+        for dataset in params["grid"]["methods"]:
             nb.checked(params[section][dataset], known, f"{path}:{section}")
             assert params["poison"][dataset].get("limit") == params["sal"][dataset].get("limit"), dataset
     for section, stem in {"data": "00_data", "grid": "05_benchmark", "claims": "07_claims"}.items():

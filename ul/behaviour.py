@@ -64,5 +64,6 @@ def _completed(part: pd.DataFrame) -> pd.DataFrame:
     part["p_holm"] = pd.Series(stats.holm(tested), index=tested.index)
     whole = part[part["recipe"] != CPU].set_index("method")["test_accuracy"].to_dict()
     part["published"] = [published.CIFAR10.get(m) if m in whole else None for m in part["method"]]
-    part["ordered_alike"] = part["method"].map(published.agreeing(whole)).fillna("")
+    alike = published.agreeing(whole)
+    part["ordered_alike"] = [alike.get(m, "") for m in part["method"]]
     return part.drop(columns="p_noise").astype({"published": float})

@@ -102,27 +102,39 @@ def orthogonal(split: Split, *, seed: int = 0, rounds: int = 30) -> Split:
     """The pixel directions of a linear classifier projected away (Sandoval-Segura et al., NeurIPS 2023).
 
     A softmax without bias is fitted on the pixels (SGD 0.1, batches of 1,024, 20 epochs, divided by ten at 10 and 15),
-    and x becomes x - Q Q' x for an orthonormal basis Q of its rows. Because images are uint8 here, projection and
-    clipping to [0, 1] alternate until both hold up to rounding.
+    and x becomes x - Q Q' x for an orthonormal basis Q of its rows. Deviations: pixels are counted from middle gray, so
+    that what is left stays in the range; because images are uint8 here, projection and clipping alternate until both
+    hold up to rounding.
     """
-    basis = torch.linalg.qr(_linear_rows(split, seed).T.double())[0].float()  # [d, classes]
+    basis = _row_space(_linear_rows(split, seed))
     out = torch.empty_like(split.images)
     for rows in perturb.blocks(len(split)):
-        x = perturb.to_float(split.images[rows]).flatten(1)
+        x = _centred(split.images[rows])
         for _ in range(rounds):
-            x = (x - x @ basis @ basis.T).clamp(0, 1)
-        out[rows] = perturb.to_uint8(x).view_as(out[rows])
+            x = (x - x @ basis @ basis.T).clamp(-0.5, 0.5)
+        out[rows] = perturb.to_uint8(x + 0.5).view_as(out[rows])
     return replace(split, images=out)
 
 
+def _row_space(weights: Tensor) -> Tensor:
+    """Orthonormal columns float[d,r] that span the rows; gradients of a softmax sum to zero, so r is classes - 1."""
+    _, sizes, directions = torch.linalg.svd(weights.double(), full_matrices=False)
+    return directions[sizes > 1e-6 * sizes.max()].T.float()
+
+
+def _centred(images: Tensor) -> Tensor:
+    """Pixels float[n,d] from middle gray, in [-0.5, 0.5]."""
+    return perturb.to_float(images).flatten(1) - 0.5
+
+
 def _linear_rows(split: Split, seed: int) -> Tensor:
-    """Weights float[classes, d] of a linear softmax on the pixels."""
+    """Weights float[classes, d] of a linear softmax on the centred pixels."""
     labels, rng = split.targets[default_target(split)], Generator().manual_seed(seed)
     weights = torch.zeros((int(labels.max()) + 1, split.images[0].numel()))
     for epoch in range(20):
         rate = 0.1 * 0.1 ** ((epoch >= 10) + (epoch >= 15))
         for rows in torch.randperm(len(split), generator=rng).split(1024):
-            x = perturb.to_float(split.images[rows]).flatten(1)
+            x = _centred(split.images[rows])
             error = (x @ weights.T).softmax(1) - F.one_hot(labels[rows], len(weights))
             weights -= rate * error.T @ x / len(rows)
     return weights

@@ -18,7 +18,7 @@ class TAP:
     """A clean surrogate, then `steps` signed descents towards the next class from each of `restarts` starts."""
 
     architecture: str
-    recipe: Recipe
+    training: Recipe
     batch_size: int
     steps: int
     step: float  # in units of eps
@@ -30,7 +30,7 @@ class HYPO:
     """A surrogate trained against weak adversaries, then `steps` signed descents towards the true class."""
 
     architecture: str
-    recipe: Recipe
+    training: Recipe
     batch_size: int
     steps: int
     step: float  # in units of eps
@@ -43,7 +43,7 @@ class SEP:
     """`checkpoints` of one training, then `steps` signed descents on their mean loss."""
 
     architecture: str
-    recipe: Recipe
+    training: Recipe
     batch_size: int
     checkpoints: int
     steps: int
@@ -76,7 +76,7 @@ def tap(target: Target, *, eps: float, settings: TAP) -> Tensor:
     mirrors, eight restarts. Deviations: cosine instead of stepped rate; starts stay in [0, 1]; the best restart is
     chosen image by image; one shift a batch. `cpu`: ResNet-8, 30 steps of eps/5, one start.
     """
-    model = fitted(settings.architecture, target, _flipped(settings.recipe, target))
+    model = fitted(settings.architecture, target, _flipped(settings.training, target))
     rng = target.rng(1)
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def hypo(target: Target, *, eps: float, settings: HYPO) -> Tensor:
     """
     radius = settings.radius * eps
     weak = defenses.adversarial(radius, steps=settings.radius_steps, step=2.5 * radius / settings.radius_steps)
-    model = fitted(settings.architecture, target, _flipped(settings.recipe, target), defense=weak)
+    model = fitted(settings.architecture, target, _flipped(settings.training, target), defense=weak)
     rng = target.rng(1)
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
@@ -126,13 +126,13 @@ def sep(target: Target, *, eps: float, settings: SEP) -> Tensor:
     later benchmarks), steps of eps/8, cosine instead of stepped rate; the plain variant, without feature alignment.
     `cpu`: ResNet-8, five checkpoints of 20 epochs, ten steps of eps/4.
     """
-    every, kept = settings.recipe.epochs / settings.checkpoints, []
+    every, kept = settings.training.epochs / settings.checkpoints, []
 
     def keep(epoch: int, model: nn.Module) -> None:
         if epoch >= round((len(kept) + 1) * every):
             kept.append(frozen(copy.deepcopy(model)))
 
-    fitted(settings.architecture, target, _flipped(settings.recipe, target), on_epoch=keep)
+    fitted(settings.architecture, target, _flipped(settings.training, target), on_epoch=keep)
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
         goal = shifted(y, target.classes, target.classes // 2)
