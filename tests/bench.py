@@ -10,12 +10,11 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
 
+from tests import plain
 from tests.imports import ROOT
 from ul import data, defenses, models, perturb, poisons, sal, train
-from ul.sal import STRIDE
+from ul.poisons import autoregressive, onepixel
 
 COLUMNS = ["date", "what", "unit", "seconds", "reference_seconds", "ratio", "machine"]
 
@@ -30,41 +29,6 @@ def seconds(action: Callable, *, times: int = 3) -> float:
     return sorted(taken)[times // 2]
 
 
-def plain_sal(model: nn.Module, images: Tensor, targets: Tensor, *, epsilon: float = 0.05, steps: int = 10) -> dict:
-    """SAL by a plain loop: for every layer and direction a full pass a step, then the projection."""
-    model.eval()
-    out = {}
-    for name in models.probed_layers(model):
-        weight = model.get_submodule(name).weight
-        start, radius = weight.detach().clone(), epsilon * weight.norm().item()
-        base, best = F.cross_entropy(model(images), targets).item(), 0.0
-        for sign in (1, -1):
-            delta = torch.zeros_like(start)
-            for _ in range(steps):
-                weight.data = start + delta
-                model.zero_grad()
-                F.cross_entropy(model(images), targets).backward()
-                delta = delta + sign * STRIDE * radius / steps * weight.grad / weight.grad.norm()
-                delta = delta * min(1.0, radius / delta.norm().item())
-                weight.data = start + delta
-                with torch.no_grad():
-                    best = max(best, sign * (F.cross_entropy(model(images), targets).item() - base))
-            weight.data = start
-        out[name] = best
-    return out
-
-
-def plain_augment(images: Tensor, *, pad: int, rng: torch.Generator) -> Tensor:
-    """Crop and flip image by image."""
-    padded, (h, w) = F.pad(images, (pad,) * 4), images.shape[-2:]
-    out = []
-    for image in padded:
-        top, left = torch.randint(0, 2 * pad + 1, (2,), generator=rng).tolist()
-        crop = image[:, top : top + h, left : left + w]
-        out.append(crop.flip(2) if torch.rand((), generator=rng) < 0.5 else crop)
-    return torch.stack(out)
-
-
 def rows() -> list[list]:
     """Measured rows (what, unit, seconds, reference seconds or None)."""
     clean = data.load("rooms", "train", root=ROOT / "data", size=32, targets=("class_object",))
@@ -74,18 +38,44 @@ def rows() -> list[list]:
     rng = torch.Generator().manual_seed(0)
     recipe = train.Recipe(epochs=1)
     settings = {"defense": defenses.make("none"), "seed": 0, "device": "cpu", "target": "class_object"}
-    probe, plain_probe = seconds(lambda: sal.per_layer(model, x, y)), seconds(lambda: plain_sal(model, x, y))
+    probe, plain_probe = seconds(lambda: sal.per_layer(model, x, y)), seconds(lambda: plain.plain_sal(model, x, y))
     found = [
         ["SAL, resnet8, 128 images", "probe", probe, plain_probe],
         ["crop and flip", "1,120 images", seconds(lambda: train.augment(clean.images, pad=4, flip=True, rng=rng)),
-         seconds(lambda: plain_augment(clean.images, pad=4, rng=rng))],
+         seconds(lambda: plain.plain_augment(clean.images, pad=4, rng=rng))],
         ["training, resnet8", "epoch of 1,120 images",
          seconds(lambda: train.fit(model, clean, clean.take(torch.arange(280)), recipe=recipe, **settings)), None],
     ]  # fmt: skip
-    for name in poisons.NAMES:
-        cost = seconds(lambda name=name: poisons.make(name, clean, seed=0, device="cpu", recipe="cpu"), times=1)
-        found.append([f"poison {name} (recipe cpu)", "1,120 images", cost, None])
-    return found
+    return found + handcrafted(clean) + [made(name, clean) for name in poisons.NAMES]
+
+
+def handcrafted(clean: data.Split) -> list[list]:
+    """AR for one image and OPS for one class of 112 images, beside the plain loops."""
+    labels, rng = clean.targets["class_object"], torch.Generator().manual_seed(0)
+    filters = autoregressive.find_filters(10, (3, 32, 32), rng=rng)
+    start = torch.randn((3, 36, 36), generator=rng, dtype=torch.float64)
+    one = clean.images[labels == 0]
+    whole = seconds(lambda: autoregressive.generate(filters[labels], (32, 32), rng=rng))
+    return [
+        ["AR noise, images of all classes at once", "image", whole / len(clean),
+         seconds(lambda: plain.plain_ar(start, filters[0]), times=1)],
+        ["OPS choice", f"class of {len(one)} images", seconds(lambda: onepixel.ops_choice(one, [])),
+         seconds(lambda: plain.plain_ops(one), times=1)],
+    ]  # fmt: skip
+
+
+def made(name: str, clean: data.Split) -> list:
+    """A poison by its cpu recipe; the reference is a bare loop of as many passes of the same network."""
+    recipe, few = poisons.NAMES[name].settings()["cpu"], clean.take(torch.arange(256))
+    with poisons.counting() as passes:
+        cost = seconds(lambda: poisons.make(name, few, seed=0, device="cpu", recipe="cpu"), times=1)
+    if not passes.images or name in ("dc", "tue"):  # a second network or views cost more than the passes counted
+        return [f"poison {name} (recipe cpu)", "256 images", cost, None]
+    model = models.make(recipe.architecture, channels=3, classes=10, size=32, seed=0).eval().requires_grad_(False)
+    x, y = perturb.to_float(few.images), few.targets["class_object"]
+    bare = seconds(lambda: plain.plain_passes(model, x, y, batch_size=recipe.batch_size)) / len(few)
+    what = f"poison {name} (recipe cpu), {passes.images // len(few)} passes an image"
+    return [what, "256 images", cost, bare * passes.images]
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.plain import plain_ar, plain_ops
 from tests.test_poisons import EPS, delta_of, make, short, toy
 from ul import metrics, perturb
 from ul.config import InputError
@@ -67,6 +68,11 @@ def test_ops_takes_the_best_free_pixel_by_brute_force(channels, size, counts):
         taken.append(found)
 
 
+def test_ops_takes_what_the_plain_loop_takes():
+    images = toy(3, 6, [7]).images
+    assert onepixel.ops_choice(images, []) == plain_ops(images)
+
+
 def test_ops_sets_one_corner_colour_at_one_place_a_class():
     """All classes have the same images, so that each would choose the same place if it were still free."""
     clean, places = toy(3, 12, [5] * 9, low=20, high=230), set()  # no pixel is at a corner already
@@ -116,16 +122,6 @@ def test_cuda_is_one_small_kernel_a_class_up_to_scale():
         assert (a @ found - b).abs().max() < 1
         assert (found[:, 0] / found.max() - kernels[c].flatten()).abs().max() < 0.02
     assert (kernels.amax((1, 2)) == 1).all() and ((kernels < 0.3).flatten(1).sum(1) == 8).all()
-
-
-def plain_ar(start, filters):
-    """The autoregressive process value by value; start float64[c,h,w], filters [c,3,3]."""
-    field = start.clone()
-    for i, j in product(range(2, start.shape[1]), range(2, start.shape[2])):
-        for k in range(len(field)):
-            window = field[k, i - 2 : i + 1, j - 2 : j + 1].flatten()[:8]
-            field[k, i, j] = (window * filters[k].flatten()[:8]).sum()
-    return field[:, 4:, 4:]
 
 
 def test_ar_generates_what_the_plain_loop_does():

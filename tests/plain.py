@@ -1,0 +1,74 @@
+"""Plain loops that the package is measured and tested against: slow, and easy to believe."""
+
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ul import models
+from ul.sal import STRIDE
+
+
+def plain_sal(model: nn.Module, images: Tensor, targets: Tensor, *, epsilon: float = 0.05, steps: int = 10) -> dict:
+    """SAL by a plain loop: for every layer and direction a full pass a step, then the projection."""
+    model.eval()
+    out = {}
+    for name in models.probed_layers(model):
+        weight = model.get_submodule(name).weight
+        start, radius = weight.detach().clone(), epsilon * weight.norm().item()
+        base, best = F.cross_entropy(model(images), targets).item(), 0.0
+        for sign in (1, -1):
+            delta = torch.zeros_like(start)
+            for _ in range(steps):
+                weight.data = start + delta
+                model.zero_grad()
+                F.cross_entropy(model(images), targets).backward()
+                delta = delta + sign * STRIDE * radius / steps * weight.grad / weight.grad.norm()
+                delta = delta * min(1.0, radius / delta.norm().item())
+                weight.data = start + delta
+                with torch.no_grad():
+                    best = max(best, sign * (F.cross_entropy(model(images), targets).item() - base))
+            weight.data = start
+        out[name] = best
+    return out
+
+
+def plain_augment(images: Tensor, *, pad: int, rng: torch.Generator) -> Tensor:
+    """Crop and flip image by image."""
+    padded, (h, w) = F.pad(images, (pad,) * 4), images.shape[-2:]
+    out = []
+    for image in padded:
+        top, left = torch.randint(0, 2 * pad + 1, (2,), generator=rng).tolist()
+        crop = image[:, top : top + h, left : left + w]
+        out.append(crop.flip(2) if torch.rand((), generator=rng) < 0.5 else crop)
+    return torch.stack(out)
+
+
+def plain_ar(start: Tensor, filters: Tensor) -> Tensor:
+    """The autoregressive process of one image, value by value; start float64[c,h+4,w+4], filters float64[c,3,3]."""
+    field = start.clone()
+    for i, j in product(range(2, start.shape[1]), range(2, start.shape[2])):
+        for k in range(len(field)):
+            window = field[k, i - 2 : i + 1, j - 2 : j + 1].flatten()[:8]
+            field[k, i, j] = (window * filters[k].flatten()[:8]).sum()
+    return field[:, 4:, 4:]
+
+
+def plain_ops(images: Tensor) -> tuple[int, int, tuple[int, ...]]:
+    """OPS's choice for one class with no pair taken, candidate by candidate and image by image; uint8[n,c,h,w]."""
+    _, channels, h, w = images.shape
+    best, choice = -1.0, None
+    for row, column, colour in product(range(h), range(w), product((0, 1), repeat=channels)):
+        gaps = torch.stack([(torch.tensor(colour) - image[:, row, column] / 255).abs() for image in images])
+        score = (gaps.mean() / gaps.std(correction=0).clamp_min(1e-6)).item()
+        if score > best:
+            best, choice = score, (row, column, colour)
+    return choice
+
+
+def plain_passes(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int) -> None:
+    """One forward and backward pass of a frozen network for every float image, and nothing else."""
+    for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        x = x.detach().requires_grad_()
+        torch.autograd.grad(F.cross_entropy(model(x), y, reduction="sum"), x)
