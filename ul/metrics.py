@@ -25,7 +25,7 @@ def linear_accuracy(x_fit: Tensor, y_fit: Tensor, x_held: Tensor, y_held: Tensor
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.01))
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=3000, C=0.01))
     model.fit(x_fit.flatten(1).numpy(), y_fit.numpy())
     return float(model.score(x_held.flatten(1).numpy(), y_held.numpy()))
 
