@@ -7,7 +7,7 @@ $(error unknown profile '$(PROFILE)'; choose from laptop $(notdir $(wildcard pro
 endif
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup data reproduce figures test lint bench notebooks clean
+.PHONY: help setup data reproduce figures test lint bench recipes notebooks clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## */\t/' | expand -t 12
@@ -40,6 +40,9 @@ lint: setup  ## ruff on modules, tests and notebooks
 
 bench: setup data  ## speed of the main parts against plain references -> results/bench/
 	python -m tests.bench
+
+recipes: setup data  ## reduced recipes beside published ones, once, on 500 images: an hour -> results/bench/
+	python -m tests.recipes
 
 notebooks: setup  ## open Jupyter
 	jupyter lab notebooks

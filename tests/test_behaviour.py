@@ -19,8 +19,15 @@ ACCURACY = {
 
 def poison(method, recipe="as published", **changes):
     sizes = {"linf": 0.03, "l2": 1.2, "l2_mean": 1.1, "l0": 256, "linf_but_one": 0.03}
-    base = {"dataset": "toy", "method": method, "recipe": recipe, "passes_per_image": 3.0, "separability": 0.5}
-    return base | {"sizes": sizes} | changes
+    base = {
+        "dataset": "toy",
+        "method": method,
+        "recipe": recipe,
+        "eps": 0.0313725,
+        "passes_per_image": 3.0,
+        "separability": 0.5,
+    }
+    return base | {"sizes": sizes, "passes_per_image": 3.0} | changes
 
 
 def rows(methods=("noise", "lsp", "ar", "tap"), **recipes):

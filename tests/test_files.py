@@ -41,6 +41,37 @@ def test_every_format_gives_the_images_back(tmp_path, format, name, clean):
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
+def test_the_suffix_decides_and_must_fit_the_format(tmp_path):
+    poisoned = make("noise", CLEAN)
+    for name in ("a.npz", "a.safetensors", "folder"):
+        assert torch.equal(data.read_poison(data.export(poisoned, tmp_path / name), CLEAN).images, poisoned.images)
+    with pytest.raises(InputError, match=r"a\.txt: no format has this suffix; use \.npz, \.safetensors, a folder"):
+        data.export(poisoned, tmp_path / "a.txt")
+    with pytest.raises(InputError, match=r"b\.npz: the suffix is not that of png"):
+        data.export(poisoned, tmp_path / "b.npz", "png")
+    assert not (tmp_path / "b.npz").exists()
+
+
+@pytest.mark.parametrize("key", ["label", "labels", "y", "class_object"])
+def test_labels_are_compared_under_their_usual_names(tmp_path, key):
+    clean = data.Split(CLEAN.images, {"class_object": CLEAN.targets["label"]}, "rooms/train")
+    images = clean.images.permute(0, 2, 3, 1).numpy()
+    for labels, fits in ((clean.targets["class_object"], True), (clean.targets["class_object"].flip(0), False)):
+        np.savez(tmp_path / "p.npz", images=images, **{key: labels.numpy()})
+        if fits:
+            assert checks._labels(tmp_path / "p.npz", clean) == f"labels: {key} as in the clean set"
+            data.read_poison(tmp_path / "p.npz", clean)
+        else:
+            with pytest.raises(InputError, match=f"{key} differs from rooms/train"):
+                data.read_poison(tmp_path / "p.npz", clean)
+
+
+@pytest.mark.parametrize("limit", [1e3, "all", True])
+def test_limits_are_whole_numbers(tmp_path, limit):
+    with pytest.raises(InputError, match=r"limit is .*; it must be a whole number"):
+        data.load("mnist", "train", root=tmp_path, limit=limit)
+
+
 def test_png_folders_are_apbenchs_and_sorted_by_number(tmp_path):
     poisoned = make("noise", CLEAN)
     data.export(poisoned, tmp_path / "p", "png")
@@ -204,6 +235,7 @@ def test_check_poison_reports_order_sizes_and_budgets(planted):
     done = check_poison(path, "--clean", "cifar10", "--root", root)
     assert done.returncode == 0 and not done.stderr
     assert "20 images of cifar10/train, (3, 32, 32)" in done.stdout and "order: 100%" in done.stdout
+    assert "labels: label as in the clean set" in done.stdout
     assert "L-infinity 8.0/255" in done.stdout and "exceeds ops" in done.stdout
     assert "L-infinity at 8/255: fits noise, noise_classwise, em" in done.stdout
 

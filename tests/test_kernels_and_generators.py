@@ -114,6 +114,29 @@ def test_the_closed_form_follows_gradient_flow():
     assert (kernel.prediction(held, within, goal, time) - outside).abs().max() < 1e-3
 
 
+def test_kernels_in_rows_are_the_kernels_with_their_gradient(monkeypatch):
+    a, b = torch.rand((2, 5, 1, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for function in kernel.KERNELS.values():
+        found = []
+        for values in (2**24, 1):  # all rows at once, one at a time
+            monkeypatch.setattr(kernel, "VALUES", values)
+            z = b.clone().requires_grad_()
+            whole = kernel._in_rows(function, a, z)
+            found.append((whole, torch.autograd.grad(whole.square().sum(), z)[0]))
+        assert all(torch.allclose(x, y) for x, y in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("count", [6, 17, 40])
+def test_ntga_holds_images_out_of_every_block(count, monkeypatch):
+    seen = []
+    monkeypatch.setattr(kernel, "_block", lambda t, rows, held, *rest: seen.append((rows, held)) or t.images[rows])
+    target = aim(toy(3, 16, [count]))
+    kernel.ntga(target, eps=0.1, settings=replace(kernel.NTGA_RECIPES["cpu"], block=16, held=5))
+    assert sorted(torch.cat([rows for rows, _ in seen]).tolist()) == list(range(count))
+    assert all(not set(rows.tolist()) & set(held.tolist()) for rows, held in seen)
+    assert all(len(rows) <= 16 and 3 <= len(held) <= 5 for rows, held in seen)
+
+
 def test_ntga_takes_real_steps_and_misleads_its_own_kernel():
     clean = easy((12, 12))
     labels, target = clean.targets["label"], aim(clean)

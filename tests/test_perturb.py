@@ -13,6 +13,13 @@ def test_blocks_cover_everything_once():
         assert found == list(range(count))
 
 
+@pytest.mark.parametrize(("shape", "size"), [((3, 32, 32), 1000), ((1, 28, 28), 1000), ((3, 64, 64), 250)])
+def test_larger_images_come_in_smaller_blocks(shape, size):
+    images = torch.zeros(1, *shape)
+    assert perturb.block_size(images) == size
+    assert next(perturb.blocks_of(images.expand(1200, *shape))) == slice(0, size)
+
+
 def test_rounding_is_to_the_nearest_level():
     values = torch.tensor([-0.1, 0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 1.2])
     assert perturb.to_uint8(values).tolist() == [0, 0, 0, 1, 255, 255]
@@ -60,6 +67,5 @@ def test_sizes_do_not_depend_on_blocks(monkeypatch):
     rng = torch.Generator().manual_seed(0)
     a, b = torch.randint(0, 256, (2, 7, 1, 5, 5), generator=rng).to(torch.uint8)
     whole = perturb.measure(a, b)
-    monkeypatch.setattr(perturb, "BLOCK", 2)
-    monkeypatch.setattr(perturb.blocks, "__defaults__", (2,))
+    monkeypatch.setattr(perturb, "block_size", lambda images: 2)
     assert perturb.measure(a, b) == pytest.approx(whole)

@@ -193,18 +193,31 @@ def test_check_accepts_the_whole_budget(name, levels):
     [
         ("nope", {}, "unknown method 'nope'; choose from ar, cuda, dc, em, em_classwise, em_ops, hypo, lsp, noise"),
         ("noise", {"recipe": "nope"}, "unknown recipe 'nope'; choose from cpu, published"),
-        ("noise", {"target": "nope"}, "unknown target of toy/train 'nope'; choose from depth, label"),
+        ("noise", {"target": "nope"}, "unknown image-level target of toy/train 'nope'; choose from label"),
         ("noise", {"eps": -0.1}, "eps is -0.1; it must be above 0"),
         ("ops", {"eps": 0}, "eps is 0; it must be above 0"),
         ("em", {"eps": 8}, "eps is 8; it is a share of the range .* for 8 levels give 8/255"),
         ("em", {"eps": 300}, "eps is 300; it must be above 0 and at most 1"),
         ("em", {"nope": 1}, "unknown setting of em 'nope'; choose from architecture, batch_size"),
         ("lsp", {"steps": 1}, "unknown setting of lsp 'steps'"),
+        ("em", {"eps": "8"}, "for 8 levels give 8/255"),
+        ("em", {"eps": "eight"}, "eps is 'eight'; give a number or a fraction such as 8/255"),
+        ("em", {"seed": -1}, "seed is -1; it must be at least 0"),
+        ("em", {"batch_size": 0}, "batch_size of em is 0; it must be at least 1"),
+        ("sep", {"checkpoints": 99, "recipe": "cpu"}, "sep: 99 checkpoints of 20 epochs; take fewer"),
+        ("ntga", {"kernel": "x"}, "unknown kernel of ntga 'x'; choose from cnn, fnn"),
+        ("dc", {"widths": (6,)}, r"widths of dc are \(6,\); each must be a multiple of 4"),
     ],
 )
 def test_make_refuses_unknown_names_before_work(name, options, message):
     with pytest.raises(InputError, match=message):
-        poisons.make(name, toy(3, 16, [2, 2]), seed=0, device="cpu", **options)
+        poisons.make(name, toy(3, 16, [2, 2]), **{"seed": 0, "device": "cpu"} | options)
+
+
+def test_strength_may_be_a_fraction_in_words():
+    assert poisons.strength("8/255") == 8 / 255 and poisons.strength("0.1") == 0.1
+    clean = toy(3, 16, [4, 4])
+    assert torch.equal(make("noise", clean, eps="8/255").images, make("noise", clean).images)
 
 
 # ---- Behaviour -----------------------------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ POISONS = {
 }  # fmt: skip
 # Each row imports only rows above it.
 ROWS = [
-    {"config", "nb", "shapes", "rays", "perturb", "metrics", "ud", "stats", "published"},
-    {"records", "rooms"},
+    {"config", "nb", "shapes", "rays", "perturb", "ud", "stats", "published"},
+    {"records", "rooms", "metrics"},
     {"figures", "taskonomy", "tables", "models", "files"},
     {"data", "claims", "behaviour"},
     {"defenses", "sal"},

@@ -157,6 +157,16 @@ def test_rem_touches_every_image_and_lowers_the_adversarial_loss():
     assert metrics.linear_separability(delta.float(), clean.targets["label"], seed=0) > 0.9
 
 
+@pytest.mark.parametrize(("count", "visits", "size"), [(10, 2.5, 4), (3, 2, 8), (7, 0.5, 3)])
+def test_rem_visits_no_image_twice_in_a_batch(count, visits, size):
+    settings = replace(minimise.REM_RECIPES["cpu"], visits=visits, batch_size=size)
+    batches = list(minimise._visits(count, settings, torch.Generator().manual_seed(0)))
+    assert sum(map(len, batches)) == round(visits * count)
+    assert all(len(b.unique()) == len(b) <= size for b in batches)
+    seen = torch.bincount(torch.cat(batches), minlength=count)
+    assert seen.max() - seen.min() <= 1
+
+
 # ---- TAP, HYPO, SEP ------------------------------------------------------------------------------------------------
 
 

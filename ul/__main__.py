@@ -47,19 +47,11 @@ def _check_poison(args) -> None:
     clean = data.load(
         args.clean, source.parts[0], root=args.root, size=source.size, limit=args.limit, targets=(source.target,)
     )
-    eps = poisons.strength(source.eps if args.eps is None else _fraction(args.eps))
+    eps = poisons.strength(source.eps if args.eps is None else args.eps)
     poisoned = data.read_poison(args.path, clean)
     print("\n".join(checks.report(clean, poisoned, str(args.path), eps)))
     if args.method:
         poisons.check(clean, poisoned, args.method, eps)
-
-
-def _fraction(text: str) -> float:
-    top, _, bottom = text.partition("/")
-    try:
-        return float(top) / float(bottom or 1)
-    except (ValueError, ZeroDivisionError):
-        raise InputError(f"eps is {text!r}; give a number or a fraction such as 8/255") from None
 
 
 def _compare(args) -> None:

@@ -52,7 +52,7 @@ def cells(config: Mapping) -> list[Cell]:
     probes = probe_epochs(config["epochs"], config["probe_epochs"])
     at_least(config["seeds"], 1, "seeds")
     named = {name: config[name] for name in ("dataset", "root", "limit", "method", "poison", "architecture", "defense")}
-    strength = source.eps if config["eps"] is None else config["eps"]
+    strength = poisons.strength(source.eps if config["eps"] is None else config["eps"])
     first = Cell(
         **named, size=source.size, target=source.target, poison_recipe=config["recipe"], poison_seed=0, eps=strength,
         recipe=recipe, seed=0, probes=probes, sal_images=config["sal_images"], sal_epsilon=0.05, sal_steps=10,

@@ -26,6 +26,13 @@ def at_least(value: float, low: float, what: str) -> float:
     return value
 
 
+def whole(value: int, what: str) -> int:
+    """`value` if it is a whole number. Raises InputError that says so."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InputError(f"{what} is {value!r}; it must be a whole number")
+    return value
+
+
 def probe_epochs(epochs: int, count: int) -> tuple[int, ...]:
     """`count` epochs (1-based) spread evenly over a run, the last one among them; all of them if count >= epochs."""
     at_least(epochs, 1, "epochs")

@@ -3,7 +3,7 @@
 import gzip
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from . import files, records, rooms, taskonomy
-from .config import InputError, at_least, choose, existing, located
+from .config import InputError, at_least, choose, existing, located, whole
 
 PULL = "run `dvc pull data.dvc`, or name the folder that holds it with root"
+USUAL = ("label", "labels", "y")  # names that other codes give to labels
 IDX_MAGIC = {2051: 3, 2049: 1}
 
 
@@ -71,10 +72,9 @@ def load(
     """
     source = SOURCES[choose(name, SOURCES, "data set")]
     choose(part, source.parts, f"part of {name}")
-    if limit is not None:
-        at_least(limit, 1, "limit")
-    if size is not None:
-        at_least(size, 1, "size")
+    for what, value in (("limit", limit), ("size", size)):
+        if value is not None:
+            at_least(whole(value, what), 1, what)
     split = source.load(located(root), part, limit, targets, size)
     return split if size is None else resized(split, size)
 
@@ -232,19 +232,27 @@ def read_poison(path: Path | str, clean: Split) -> Split:
 
 
 def _same_labels(path: Path, arrays: files.Arrays, clean: Split) -> None:
-    for key in set(arrays) & set(clean.targets):
-        if not np.array_equal(arrays[key], clean.targets[key].numpy()):
+    for key, target in shared_labels(arrays, clean).items():
+        if not np.array_equal(arrays[key], clean.targets[target].numpy()):
             raise InputError(f"{path}: {key} differs from {clean.name}; keep order and labels of the clean images")
 
 
-def export(split: Split, path: Path | str, format: str = "npz") -> Path:
+def shared_labels(names: Iterable[str], clean: Split) -> dict[str, str]:
+    """Which of these arrays hold which target of the clean set; label, labels and y are its default target."""
+    usual = default_target(clean)
+    known = {key: key for key in clean.targets} | ({key: usual for key in USUAL} if usual in clean.targets else {})
+    return {name: known[name] for name in names if name in known}
+
+
+def export(split: Split, path: Path | str, format: str | None = None) -> Path:
     """Write images (uint8 NHWC) and integer targets in a format of `files`, so that other codes can read them.
 
-    "npz", "safetensors", or "png": a folder `data/<index>.png` without targets, as APBench has it.
+    "npz", "safetensors", or "png": a folder `data/<index>.png` without targets, as APBench has it; None: by the suffix,
+    a name without one being a folder. Raises InputError if the suffix is another format's.
     """
     labels = {k: v.numpy() for k, v in split.targets.items() if v.ndim == 1}
     images = split.images.permute(0, 2, 3, 1).contiguous().numpy()
-    return files.write({"images": images, **labels}, Path(path), format)
+    return files.write({"images": images, **labels}, Path(path), format or files.format_of(Path(path)))
 
 
 ROOMS_DOMAINS = ("depth_euclidean", "normal", "segment_semantic", "class_object", "class_scene")

@@ -77,7 +77,7 @@ def gray(split: Split) -> Split:
         return split
     weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
     out = torch.empty_like(split.images)
-    for rows in perturb.blocks(len(split)):
+    for rows in perturb.blocks_of(split.images):
         out[rows] = (split.images[rows] * weights).sum(1, keepdim=True).round().to(torch.uint8)
     return replace(split, images=out)
 
@@ -93,7 +93,7 @@ def blur(split: Split, *, sigma: float = 1.0) -> Split:
 
     parts = [
         perturb.to_uint8(gaussian_blur2d(perturb.to_float(split.images[rows]), (5, 5), (sigma, sigma)))
-        for rows in perturb.blocks(len(split))
+        for rows in perturb.blocks_of(split.images)
     ]
     return replace(split, images=torch.cat(parts))
 
@@ -108,7 +108,7 @@ def orthogonal(split: Split, *, seed: int = 0, rounds: int = 30) -> Split:
     """
     basis = _row_space(_linear_rows(split, seed))
     out = torch.empty_like(split.images)
-    for rows in perturb.blocks(len(split)):
+    for rows in perturb.blocks_of(split.images):
         x = _centred(split.images[rows])
         for _ in range(rounds):
             x = (x - x @ basis @ basis.T).clamp(-0.5, 0.5)
@@ -203,7 +203,11 @@ def erased(model: nn.Module, images: Tensor, targets: Tensor, rng: Generator) ->
 
 
 def erased_worst(model: nn.Module, images: Tensor, targets: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
-    """Of five draws of `erased`, each image's with the largest loss under the model as it is."""
+    """Of five draws of `erased`, each image's with the largest loss under the model in eval mode.
+
+    Deviation: one training pass on the chosen draws; published, five passes update the batch statistics. The JPEG
+    variant for TAP and AR is not here.
+    """
     mode = model.training
     model.eval()
     best, worst = images, images.new_full((len(images),), -torch.inf)
@@ -218,7 +222,10 @@ def erased_worst(model: nn.Module, images: Tensor, targets: Tensor, rng: Generat
 
 
 def adversarial(eps: float = 8 / 255, *, steps: int = 10, step: float = 2 / 255) -> Defense:
-    """Adversarial training (Madry et al. 2018): PGD against the network in eval mode, from x + N(0, step)."""
+    """Adversarial training (Madry et al. 2018): PGD against the network in eval mode, from x + N(0, step).
+
+    The radius is that of colour photographs, whatever the strength of a poison.
+    """
 
     def batch(model: nn.Module, images: Tensor, targets: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
         mode = model.training

@@ -18,18 +18,21 @@ Arrays = dict[str, np.ndarray]
 class Format:
     """One kind of file. read: path -> arrays; write: (arrays, path)."""
 
-    fits: Callable[[Path], bool]
+    suffix: str  # none: a folder
     read: Callable[[Path], Arrays]
     write: Callable[[Arrays, Path], None]
     looks_like: str
+
+    def fits(self, path: Path) -> bool:
+        """Whether what lies there is of this kind."""
+        return path.is_dir() if not self.suffix else path.is_file() and path.suffix == self.suffix
 
 
 def read(path: Path) -> Arrays:
     """Arrays by name, `images` among them (uint8[n,h,w,c]). Raises InputError for unknown kinds and damaged files."""
     found = [format for format in FORMATS.values() if format.fits(path)]
     if not found:
-        kinds = ", ".join(format.looks_like for format in FORMATS.values())
-        raise InputError(f"{path}: not a kind of file that holds poisoned images; use {kinds}")
+        raise InputError(f"{path}: not a kind of file that holds poisoned images; use {_kinds()}")
     arrays = found[0].read(path)
     if "images" not in arrays:
         raise InputError(f"{path}: holds {sorted(arrays)}, not `images`; write it with ul.data.export")
@@ -38,8 +41,23 @@ def read(path: Path) -> Arrays:
 
 def write(arrays: Arrays, path: Path, format: str) -> Path:
     """Write arrays in a format of FORMATS; a half-written file never has this name."""
-    FORMATS[choose(format, FORMATS, "export format")].write(arrays, path)
+    chosen = FORMATS[choose(format, FORMATS, "export format")]
+    if path.suffix != chosen.suffix:
+        raise InputError(f"{path}: the suffix is not that of {format}, {chosen.looks_like}; give both alike")
+    chosen.write(arrays, path)
     return path
+
+
+def format_of(path: Path) -> str:
+    """The format whose suffix a path has. Raises InputError that lists them."""
+    found = [name for name, format in FORMATS.items() if format.suffix == path.suffix]
+    if not found:
+        raise InputError(f"{path}: no format has this suffix; use {_kinds()}")
+    return found[0]
+
+
+def _kinds() -> str:
+    return ", ".join(format.looks_like for format in FORMATS.values())
 
 
 def _read_npz(path: Path) -> Arrays:
@@ -121,12 +139,8 @@ def _write_folder(arrays: Arrays, path: Path) -> None:
     part.rename(path)
 
 
-def _suffix(suffix: str) -> Callable[[Path], bool]:
-    return lambda path: path.is_file() and path.suffix == suffix
-
-
 FORMATS: dict[str, Format] = {
-    "npz": Format(_suffix(".npz"), _read_npz, _write_npz, ".npz"),
-    "safetensors": Format(_suffix(".safetensors"), _read_safetensors, _write_safetensors, ".safetensors"),
-    "png": Format(Path.is_dir, _read_folder, _write_folder, "a folder of <index>.png"),
+    "npz": Format(".npz", _read_npz, _write_npz, ".npz"),
+    "safetensors": Format(".safetensors", _read_safetensors, _write_safetensors, ".safetensors"),
+    "png": Format("", _read_folder, _write_folder, "a folder of <index>.png"),
 }

@@ -3,13 +3,16 @@
 import torch
 from torch import Tensor, nn
 
+from .config import InputError
+from .perturb import block_size
+
 
 @torch.no_grad()
-def logits(model: nn.Module, images: Tensor, *, batch_size: int = 1000) -> Tensor:
-    """Outputs float[n, classes] in eval mode, the model's mode restored. images: float as the model takes them."""
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Outputs float[n, classes] in eval mode, the mode restored; images float[n,c,h,w] as the model takes them."""
     mode = model.training
     model.eval()
-    out = torch.cat([model(batch) for batch in images.split(batch_size)])
+    out = torch.cat([model(batch) for batch in images.split(block_size(images))])
     model.train(mode)
     return out.float()
 
@@ -36,5 +39,7 @@ def linear_separability(features: Tensor, targets: Tensor, *, seed: int) -> floa
     In-sample accuracy would be inflated by the many dimensions: noise alone would look separable.
     """
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
-    fit, held = order.chunk(2)
+    fit, held = order[: len(order) // 2], order[len(order) // 2 :]
+    if len(targets[fit].unique()) < 2:
+        raise InputError(f"separability needs two classes in half of {len(order)} images; take more images")
     return linear_accuracy(features[fit], targets[fit], features[held], targets[held])

@@ -97,7 +97,7 @@ def make(name: str, *, channels: int, classes: int, size: int, seed: int, **opti
         raise InputError(f"images of {size} pixels are too small for the networks; use 16 or more")
     build = NAMES[choose(name, NAMES, "architecture")]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not the GPUs', which are not restored
         return build(channels, classes, size, **options)
 
 

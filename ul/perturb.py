@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-BLOCK = 1000  # images that are held as floats at once
+BLOCK = 1000  # images of 3x32x32 values that are held as floats at once; fewer larger ones
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -24,6 +24,11 @@ def add(images: Tensor, delta: Tensor) -> Tensor:
     return to_uint8(to_float(images) + delta)
 
 
+def rounded(images: Tensor, delta: Tensor) -> Tensor:
+    """uint8 images from float images and perturbation, on the CPU, a block at a time."""
+    return torch.cat([to_uint8((images[rows] + delta[rows]).cpu()) for rows in blocks_of(images)])
+
+
 def scaled_to_l2(delta: Tensor, length: float) -> Tensor:
     """Each perturbation [n,c,h,w] scaled to Euclidean length `length` (a zero stays zero)."""
     norms = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
@@ -35,7 +40,17 @@ def project_linf(delta: Tensor, images: Tensor, eps: float) -> Tensor:
     return torch.maximum(torch.minimum(delta.clamp(-eps, eps), 1 - images), -images)
 
 
-def blocks(count: int, size: int = BLOCK) -> Iterator[slice]:
+def block_size(images: Tensor) -> int:
+    """How many images [n,c,h,w] are worked on at once."""
+    return max(1, min(BLOCK, BLOCK * 3072 // images[0].numel())) if len(images) else BLOCK
+
+
+def blocks_of(images: Tensor) -> Iterator[slice]:
+    """Slices that cover images [n,c,h,w], `block_size` at a time."""
+    return blocks(len(images), block_size(images))
+
+
+def blocks(count: int, size: int) -> Iterator[slice]:
     """Slices of at most `size` that cover range(count)."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
@@ -63,7 +78,7 @@ def measure(clean: Tensor, other: Tensor) -> dict[str, float]:
     `l2_mean` is the mean over images; `linf_but_one` leaves out the pixel that changed most (for EM with one pixel on
     top).
     """
-    parts = [_sizes(clean[rows], other[rows]) for rows in blocks(len(clean))]
+    parts = [_sizes(clean[rows], other[rows]) for rows in blocks_of(clean)]
     linf, l2, l0, but_one = (torch.cat(values) for values in zip(*parts, strict=True))
     return {
         "linf": linf.max().item(),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .config import InputError
 
-PACKAGES = ("torch", "numpy", "scikit-learn", "pandas")
+PACKAGES = ("torch", "numpy", "scikit-learn", "pandas", "kornia")
 PROGRESS = "UL_PROGRESS"
 
 

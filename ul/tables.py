@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from . import records, stats, ud
-from .config import existing, located
+from .config import InputError, existing, located
 
 CLEAN, NOISE = "clean", "noise"
 BLOCK = ["dataset", "architecture", "defense"]
@@ -70,7 +70,7 @@ def compare(frame: pd.DataFrame, method: str, column: str, *, against: str = NOI
     """Paired interval of one method's column minus (with log=True: over) another's, in one block of the benchmark."""
     by_seed = frame.pivot(index="seed", columns="method", values=column)
     if missing := {method, against} - set(by_seed.columns):
-        raise ValueError(f"no run of {', '.join(sorted(missing))} to compare with; add it to the grid")
+        raise InputError(f"no run of {', '.join(sorted(missing))} to compare with; add it to the grid")
     return stats.paired(by_seed[method], by_seed[against], **options)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import perturb
-from ..config import InputError, choose
+from ..config import InputError, at_least, choose
 from ..data import SOURCES, Split, default_target
 from . import budgets
 from .base import Passes, Target, counting
@@ -69,7 +69,7 @@ def make(
     name: str,
     split: Split,
     *,
-    eps: float = 8 / 255,
+    eps: float | str = 8 / 255,
     seed: int,
     device: torch.device | str,
     target: str | None = None,
@@ -84,8 +84,10 @@ def make(
     """
     method = NAMES[choose(name, NAMES, "method")]
     choose(recipe, RECIPES, "recipe")
-    strength(eps)
-    wanted = split.targets[choose(target or default_target(split), split.targets, f"target of {split.name}")]
+    eps = strength(eps)
+    at_least(seed, 0, "seed")
+    classes = [key for key, values in split.targets.items() if values.ndim == 1]
+    wanted = split.targets[choose(target or default_target(split), classes, f"image-level target of {split.name}")]
     labels = wanted.unique(return_inverse=True)[1]  # classes without an image are left out
     if int(labels.max()) + 1 < method.classes:
         raise InputError(f"{name} needs images of at least {method.classes} classes; {split.name} has one")
@@ -100,8 +102,10 @@ def make(
     return poisoned
 
 
-def strength(eps: float) -> float:
-    """`eps` if it lies in (0, 1]. Raises InputError that says so, and how to give levels of 0..255."""
+def strength(eps: float | str) -> float:
+    """`eps` as a number in (0, 1]; text may be a fraction: "8/255". Raises InputError that says how to give it."""
+    if isinstance(eps, str):
+        eps = _fraction(eps)
     if 1 < eps <= 255:
         raise InputError(f"eps is {eps}; it is a share of the range [0, 1]: for {eps:g} levels give {eps:g}/255")
     if not 0 < eps <= 1:
@@ -109,10 +113,21 @@ def strength(eps: float) -> float:
     return eps
 
 
+def _fraction(text: str) -> float:
+    top, _, bottom = text.partition("/")
+    try:
+        return float(top) / float(bottom or 1)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"eps is {text!r}; give a number or a fraction such as 8/255") from None
+
+
 def _settings(name: str, recipe: str, options: dict):
     base = NAMES[name].settings()[recipe]
     for option in options:
         choose(option, vars(base) if base else [], f"setting of {name}")
+    for option, value in options.items():
+        if isinstance(value, int) and not isinstance(value, bool):
+            at_least(value, 1, f"{option} of {name}")
     return replace(base, **options) if options else base
 
 

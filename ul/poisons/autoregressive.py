@@ -26,7 +26,7 @@ def ar(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
     rng = Generator().manual_seed(seed)
     filters = find_filters(int(labels.max()) + 1, images.shape[1:], rng=rng)
     out = torch.empty_like(images)
-    for rows in perturb.blocks(len(images)):
+    for rows in perturb.blocks_of(images):
         patterns = generate(filters[labels[rows]], images.shape[-2:], rng=rng).float()
         out[rows] = perturb.add(images[rows], perturb.scaled_to_l2(patterns, budgets.ar(eps, patterns[0].numel())))
     return out

@@ -46,6 +46,8 @@ class UNet(nn.Module):
 
     def __init__(self, channels: int, widths: tuple[int, ...]):
         super().__init__()
+        if any(width % 4 for width in widths):
+            raise InputError(f"widths of dc are {widths}; each must be a multiple of 4")
         pairs = list(zip((channels, *widths[:-1]), widths, strict=True))
         self.down = nn.ModuleList(_Double(a, b) for a, b in pairs)
         self.up = nn.ModuleList(_Double(a + b, a) for a, b in reversed(pairs[1:]))
@@ -82,7 +84,9 @@ def dc(target: Target, *, eps: float, settings: DC) -> Tensor:
             for rows in torch.randperm(len(target), generator=rng).split(settings.batch_size):
                 x, y = target.part(rows)
                 _confuse(candidate, optimizer, victim, x, y, eps, settings.victim_lr)
-                _victim_step(victim, noisy(generator, x, eps).detach(), y, settings.victim_lr)
+                with torch.no_grad():
+                    z = noisy(generator, x, eps)
+                _victim_step(victim, z, y, settings.victim_lr)
         generator.load_state_dict(candidate.state_dict())
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
@@ -99,7 +103,7 @@ def noisy(generator: nn.Module, x: Tensor, eps: float) -> Tensor:
 
 def _generator(target: Target, settings: DC) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(target.seed)
+        torch.default_generator.manual_seed(target.seed)
         return counted(UNet(target.images.shape[1], settings.widths).to(target.device))
 
 

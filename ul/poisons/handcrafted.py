@@ -14,7 +14,7 @@ GRID = 4  # LSP draws a 4x4 pattern per channel: 8x8 patches at 32x32
 def noise(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
     """Uniform noise in [-eps, eps], drawn for every image alone: the baseline at the same budget."""
     rng, out = Generator().manual_seed(seed), torch.empty_like(images)
-    for rows in perturb.blocks(len(images)):
+    for rows in perturb.blocks_of(images):
         out[rows] = perturb.add(images[rows], (2 * torch.rand(images[rows].shape, generator=rng) - 1) * eps)
     return out
 
@@ -23,7 +23,7 @@ def noise_classwise(images: Tensor, labels: Tensor, *, eps: float, seed: int) ->
     """Uniform noise in [-eps, eps], one draw for each class: a shortcut that nobody optimised."""
     rng = Generator().manual_seed(seed)
     drawn = (2 * torch.rand((int(labels.max()) + 1, *images.shape[1:]), generator=rng) - 1) * eps
-    return torch.cat([perturb.add(images[rows], drawn[labels[rows]]) for rows in perturb.blocks(len(images))])
+    return torch.cat([perturb.add(images[rows], drawn[labels[rows]]) for rows in perturb.blocks_of(images)])
 
 
 def lsp(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
@@ -33,7 +33,7 @@ def lsp(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
     classes, patches of ceil(h/4) pixels where h is not 32.
     """
     cells, out = lsp_cells(labels, images.shape[1], seed=seed), torch.empty_like(images)
-    for rows in perturb.blocks(len(images)):
+    for rows in perturb.blocks_of(images):
         delta = grown(cells[rows], images.shape[-2:])
         out[rows] = perturb.add(images[rows], perturb.scaled_to_l2(delta, budgets.lsp(eps, delta[0].numel())))
     return out
@@ -72,7 +72,7 @@ def cuda(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
     kernels, channels = cuda_kernels(int(labels.max()) + 1, seed=seed), images.shape[1]
     out = torch.empty_like(images)
     for c in range(len(kernels)):
-        for rows in (labels == c).nonzero()[:, 0].split(perturb.BLOCK):
+        for rows in (labels == c).nonzero()[:, 0].split(perturb.block_size(images)):
             weight = kernels[c].expand(channels, 1, 3, 3)
             blurred = F.conv2d(perturb.to_float(images[rows]), weight, padding=1, groups=channels)
             out[rows] = perturb.to_uint8(blurred / blurred.flatten(1).amax(1).clamp_min(1e-12).view(-1, 1, 1, 1))

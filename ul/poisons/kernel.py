@@ -7,12 +7,15 @@ from math import pi
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .. import perturb, records
+from ..config import choose
 from .base import Target
 
 WEIGHT, BIAS = 1.76, 0.18  # variances of the initialisation
 RIDGE = 1e-4  # of the mean diagonal
+VALUES = 2**24  # pairs of images times pixels that are worked on at once
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,12 @@ def ntga(target: Target, *, eps: float, settings: NTGA) -> Tensor:
     kept; float64. `cpu`: the five-layer dense kernel at t = 4096 with blocks of 256 (public: its best dense setting);
     `published`: two strided convolutions and three dense layers at t = 64.
     """
-    kernel, order = KERNELS[settings.kernel], torch.randperm(len(target), generator=target.rng())
-    out, blocks = torch.empty_like(target.images), order.split(settings.block)
+    kernel = KERNELS[choose(settings.kernel, KERNELS, "kernel of ntga")]
+    order = torch.randperm(len(target), generator=target.rng())
+    blocks = order.tensor_split(max(2, -(-len(target) // settings.block)))
+    out = torch.empty_like(target.images)
     for i, rows in enumerate(records.progress(blocks, "ntga", len(blocks))):
-        others = torch.cat([*blocks[:i], *blocks[i + 1 :]]) if len(blocks) > 1 else rows
+        others = torch.cat([*blocks[:i], *blocks[i + 1 :]])
         held = others[torch.randperm(len(others), generator=target.rng(i + 1))[: settings.held]]
         out[rows] = _block(target, rows, held, kernel, eps, settings)
     return out
@@ -57,13 +62,19 @@ def _block(target: Target, rows: Tensor, held: Tensor, kernel: Callable, eps: fl
     goal = F.one_hot(y, target.classes).double()
 
     def loss(z: Tensor) -> Tensor:
-        predicted = prediction(kernel(x_held.double(), z), kernel(z, z), goal, settings.time)
+        predicted = prediction(_in_rows(kernel, x_held.double(), z), _in_rows(kernel, z, z), goal, settings.time)
         return F.cross_entropy(predicted, y_held, reduction="sum")
 
     x = x.double()
     start = torch.zeros_like(x)
     delta = perturb.sign_descent(loss, x, start, eps=eps, steps=settings.steps, step=-settings.step * eps)
     return perturb.to_uint8((x + delta).cpu())
+
+
+def _in_rows(kernel: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
+    """kernel(a, b), a few rows at a time, computed again for the gradient: all pairs and positions fill 10 GB."""
+    few = max(1, VALUES // (len(b) * a[0, 0].numel()))
+    return torch.cat([checkpoint(kernel, rows, b, use_reentrant=False) for rows in a.split(few)])
 
 
 def prediction(held: Tensor, within: Tensor, goal: Tensor, time: float) -> Tensor:

@@ -65,8 +65,8 @@ def em(target: Target, *, eps: float, settings: EM) -> Tensor:
 
     Published: ResNet-18, SGD 0.1, momentum 0.9, decay 5e-4, gradient norm clipped at 5, no augmentation; ten batches,
     then twenty signed steps of eps/10 on every image, until training accuracy exceeds 99 %. Deviations: noise keeps
-    both signs (the public loader zeroes the negative half), images stay in [0, 1] inside the loop, rounding. `cpu`:
-    ResNet-8 of width 8, batches of 128, ten steps of eps/5.
+    both signs (the public loader zeroes the negative half), images stay in [0, 1] inside the loop, rounding; at most
+    40 rounds. `cpu`: ResNet-8 of width 8, batches of 128, ten steps of eps/5.
     """
     x, y = target.part(slice(None))
     model = network(settings.architecture, target)
@@ -76,7 +76,7 @@ def em(target: Target, *, eps: float, settings: EM) -> Tensor:
         delta = _minimised(model, x, delta, y, eps, settings)
         if _good_enough(model, x + delta, y, settings, f"em round {round_}"):
             break
-    return perturb.to_uint8((x + delta).cpu())
+    return perturb.rounded(x, delta)
 
 
 def em_classwise(target: Target, *, eps: float, settings: EM) -> Tensor:
@@ -99,7 +99,10 @@ def em_classwise(target: Target, *, eps: float, settings: EM) -> Tensor:
             noise = _class_step(model, x[rows], y[rows], noise, eps, settings)
         if _good_enough(model, (x + noise[y]).clamp(0, 1), y, settings, f"em_classwise round {round_}"):
             break
-    return perturb.to_uint8((x + noise[y]).cpu())
+    labels = target.labels
+    return torch.cat([
+        perturb.add(target.images[rows], noise.cpu()[labels[rows]]) for rows in perturb.blocks_of(target.images)
+    ])  # fmt: skip
 
 
 def em_ops(target: Target, *, eps: float, settings: EM) -> Tensor:
@@ -118,15 +121,12 @@ def _train_on(model: nn.Module, optimizer, x, delta, y, settings: EM, cursor: in
 
 
 def _minimised(model: nn.Module, x: Tensor, delta: Tensor, y: Tensor, eps: float, settings: EM) -> Tensor:
-    """Every image's noise moved down the loss of the frozen model, warm-started."""
+    """Every image's noise moved down the loss of the frozen model, warm-started; `delta` is written to."""
     frozen(model)
-    step = settings.step * eps
-    return torch.cat([
-        perturb.sign_descent(
-            cross_entropy(model, y[rows]), x[rows], delta[rows], eps=eps, steps=settings.steps, step=step
-        )
-        for rows in perturb.blocks(len(x), settings.batch_size)
-    ])  # fmt: skip
+    for rows in perturb.blocks(len(x), settings.batch_size):
+        loss, step = cross_entropy(model, y[rows]), settings.step * eps
+        delta[rows] = perturb.sign_descent(loss, x[rows], delta[rows], eps=eps, steps=settings.steps, step=step)
+    return delta
 
 
 def _class_step(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, eps: float, settings: EM) -> Tensor:
@@ -162,8 +162,8 @@ def rem(target: Target, *, eps: float, settings: REM) -> Tensor:
     visit ten signed steps of eps/5 from a random start, each the mean over five random crops and mirrors of the
     gradient at an inner adversary (ten steps within eps/2); then one SGD step on adversarial images, and a last pass
     over all images. Deviations: constant rate (published: divided by ten every 2,000 steps), one shift a batch and
-    transform, no image left out of the last pass. `cpu`: ResNet-8, batches of 32, nine visits, three steps, two
-    transforms, three adversary steps, noise kept between visits: 276 passes an image.
+    transform, gradient norm clipped at 5, no image left out of the last pass. `cpu`: ResNet-8, batches of 32, nine
+    visits, three steps, two transforms, three adversary steps, noise kept between visits: 276 passes an image.
     """
     x, y = target.part(slice(None))
     model, rng = network(settings.architecture, target), target.rng()
@@ -178,14 +178,16 @@ def rem(target: Target, *, eps: float, settings: REM) -> Tensor:
     for rows in perturb.blocks(len(x), settings.batch_size):
         delta[rows] = _robust(model, x[rows], delta[rows], y[rows], eps, settings, target.flip, rng)
     records.note(f"rem: surrogate accuracy {metrics.accuracy(model, x + delta, y):.3f}")
-    return perturb.to_uint8((x + delta).cpu())
+    return perturb.rounded(x, delta)
 
 
 def _visits(count: int, settings: REM, rng: Generator):
-    """Shuffled batches, `visits` times over all images."""
-    total = round(settings.visits * count)
-    order = torch.cat([torch.randperm(count, generator=rng) for _ in range(-(-total // count))])[:total]
-    return order.split(settings.batch_size)
+    """Shuffled batches, `visits` times over all images; none holds an image twice."""
+    left = round(settings.visits * count)
+    while left > 0:
+        order = torch.randperm(count, generator=rng)[:left]
+        left -= len(order)
+        yield from order.split(settings.batch_size)
 
 
 def _robust(model, x, delta, y, eps: float, settings: REM, flip: bool, rng: Generator) -> Tensor:

@@ -41,7 +41,7 @@ def ops_choice(images: Tensor, taken: list[tuple]) -> tuple[int, int, tuple[int,
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and mean square over images of each value, float64[c,h,w] in units of [0, 1], from exact integer sums."""
     first, second = torch.zeros((2, *images.shape[1:]), dtype=torch.int64)
-    for rows in perturb.blocks(len(images)):
+    for rows in perturb.blocks_of(images):
         values = images[rows].long()
         first += values.sum(0)
         second += values.square().sum(0)

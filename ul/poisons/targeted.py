@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import defenses, perturb
+from ..config import InputError
 from ..train import Recipe
 from .base import Target
 from .surrogate import cross_entropy, fitted, frozen, in_blocks, jittered
@@ -73,8 +74,9 @@ def tap(target: Target, *, eps: float, settings: TAP) -> Tensor:
     """Targeted adversarial poison (Fowl et al., NeurIPS 2021, "Adversarial Examples Make Strong Poisons"), uint8.
 
     Published: ResNet-18 trained for 40 epochs; 250 signed steps of eps/20 towards label + 1 under random shifts and
-    mirrors, eight restarts. Deviations: cosine instead of stepped rate; starts stay in [0, 1]; the best restart is
-    chosen image by image; one shift a batch. `cpu`: ResNet-8, 30 steps of eps/5, one start.
+    mirrors, eight restarts. Deviations: warm-up and cosine instead of a stepped rate; starts stay in [0, 1]; the
+    best restart is chosen image by image; one shift of up to four pixels a batch. `cpu`:
+    ResNet-8, 30 steps of eps/5, one start.
     """
     model = fitted(settings.architecture, target, _flipped(settings.training, target))
     rng = target.rng(1)
@@ -101,8 +103,9 @@ def hypo(target: Target, *, eps: float, settings: HYPO) -> Tensor:
     """Hypocritical perturbation: error-minimising on a frozen surrogate (Tao et al., NeurIPS 2021 and 2022), uint8.
 
     As in the 2022 code: ResNet-18 trained for ten epochs against adversaries of eps/4, then 100 signed steps of eps/10
-    down the loss of the true label under random shifts and mirrors, from no perturbation. Deviations: cosine instead of
-    a constant rate; one shift a batch. `cpu`: ResNet-8, 20 epochs with two-step adversaries, 20 steps of eps/5.
+    down the loss of the true label under random shifts and mirrors, from no perturbation. Deviations: warm-up and
+    cosine instead of a constant rate; one shift a batch. `cpu`: ResNet-8, 20 epochs with two-step adversaries, 20
+    steps of eps/5.
     """
     radius = settings.radius * eps
     weak = defenses.adversarial(radius, steps=settings.radius_steps, step=2.5 * radius / settings.radius_steps)
@@ -123,9 +126,11 @@ def sep(target: Target, *, eps: float, settings: SEP) -> Tensor:
 
     Published: 30 evenly spaced checkpoints of 120 epochs of ResNet-18, 30 signed steps of the mean gradient towards
     the class half the classes on ((y + 5) mod 10), eps 2/255. Deviations: eps is the common strength (8/255, as in
-    later benchmarks), steps of eps/8, cosine instead of stepped rate; the plain variant, without feature alignment.
-    `cpu`: ResNet-8, five checkpoints of 20 epochs, ten steps of eps/4.
+    later benchmarks), steps of eps/8, warm-up and cosine instead of a stepped rate; the plain variant, without
+    feature alignment. `cpu`: ResNet-8, five checkpoints of 20 epochs, ten steps of eps/4.
     """
+    if settings.checkpoints > settings.training.epochs:
+        raise InputError(f"sep: {settings.checkpoints} checkpoints of {settings.training.epochs} epochs; take fewer")
     every, kept = settings.training.epochs / settings.checkpoints, []
 
     def keep(epoch: int, model: nn.Module) -> None:

@@ -1,0 +1,74 @@
+"""`make recipes`: each reduced recipe beside the published one, once, on 500 images -> results/bench/recipes.csv.
+
+Published recipes use ResNet-18, which two cores cannot carry; here they run on the reduced recipe's network and batch
+size, with the published numbers of epochs, visits, steps, restarts and checkpoints (NTGA: with its own kernel). A row
+that is in the file with the same settings is not computed again.
+"""
+
+import sys
+from dataclasses import replace
+
+import joblib
+import pandas as pd
+import torch
+
+from tests.imports import ROOT
+from ul import data, defenses, models, poisons, records, stats, train
+
+IMAGES, SEEDS = 500, 3
+PATH = ROOT / "results" / "bench" / "recipes.csv"
+# What the published recipe takes from the reduced one: what two cores cannot carry.
+KEPT = {"architecture", "widths", "batch_size"}  # of equal batches, so that steps compare
+
+
+def accuracies(name: str, recipe: str) -> dict:
+    """Passes an image, and final clean test accuracies of the victims of one poison."""
+    torch.set_num_threads(1)
+    source = data.SOURCES["rooms"]
+    wanted = dict(root=ROOT / "data", size=source.size, targets=(source.target,))
+    clean = data.load("rooms", "train", limit=IMAGES, **wanted)
+    test = data.load("rooms", "test", **wanted)
+    settings = poisons.NAMES[name].settings() if name in poisons.NAMES else {}
+    options = {k: v for k, v in vars(settings["cpu"]).items() if k in KEPT} if settings.get("cpu") else {}
+    with poisons.counting() as passes:
+        poisoned = poisons.make(name, clean, seed=0, device="cpu", recipe=recipe, **options)
+    found = []
+    for seed in range(SEEDS):
+        model = models.make("resnet8", channels=3, classes=source.classes, size=source.size, seed=seed)
+        history = train.fit(
+            model, poisoned, test, recipe=replace(train.RECIPES["resnet8"], epochs=20), seed=seed, device="cpu",
+            defense=defenses.make("none"), target=source.target,
+        )  # fmt: skip
+        found.append(history.test_accuracy[-1])
+    return {"passes": passes.images / len(clean), "accuracy": found}
+
+
+def row(name: str) -> dict:
+    """Both recipes of one method and their paired difference over the victims' seeds."""
+    cpu, published = (accuracies(name, recipe) for recipe in ("cpu", "published"))
+    gap = stats.paired(cpu["accuracy"], published["accuracy"])
+    out = {"method": name, "settings": settings_of(name), "images": IMAGES, "n": SEEDS}
+    for label, found in (("cpu", cpu), ("published", published)):
+        out |= {f"passes_{label}": found["passes"], f"accuracy_{label}": sum(found["accuracy"]) / SEEDS}
+    return out | {"difference": gap.estimate, "difference_low": gap.low, "difference_high": gap.high}
+
+
+def settings_of(name: str) -> str:
+    """Both recipes in words, to see whether a row is of these settings."""
+    return " | ".join(repr(poisons.NAMES[name].settings()[recipe]) for recipe in ("cpu", "published"))
+
+
+def main() -> None:
+    done = pd.read_csv(PATH) if PATH.exists() else pd.DataFrame({"method": [], "settings": []})
+    with_recipes = [name for name, method in poisons.NAMES.items() if method.recipes]
+    done = done[[settings_of(name) == text for name, text in zip(done["method"], done["settings"], strict=True)]]
+    wanted = [name for name in sys.argv[1:] or with_recipes if name not in set(done["method"])]
+    parallel = joblib.Parallel(n_jobs=2, return_as="generator_unordered")
+    for found in parallel(joblib.delayed(row)(name) for name in wanted):
+        done = pd.concat([done, pd.DataFrame([found])], ignore_index=True).sort_values("method")
+        records.write_text(PATH, done.round(4).to_csv(index=False))
+        print(f"{found['method']}: cpu {found['accuracy_cpu']:.3f}, published {found['accuracy_published']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
