@@ -61,7 +61,7 @@ def test_missing_and_empty_folders(tmp_path, name, part, folder, exists):
 
 
 def test_unknown_export_format(tmp_path):
-    refused(lambda: data.export(clean(), tmp_path / "x", "png"), "'png'", "npz")
+    refused(lambda: data.export(clean(), tmp_path / "x", "jpeg"), "'jpeg'", "npz, png, safetensors")
 
 
 # ---- images ------------------------------------------------------------------------------------------------------

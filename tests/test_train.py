@@ -1,5 +1,7 @@
 """Training, augmentation, networks and defenses against brute force and counts by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -93,7 +95,7 @@ def test_one_plain_step_by_hand():
     optimizer, schedule = train._optimizer(model, train.Recipe(**settings | {"momentum": 0.9}), steps=1)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
     loss, accuracy = train._epoch(
-        model, split.images, split.targets["label"], train.Recipe(**settings), defenses.make("no_augmentation"),
+        model, split.images, split.targets["label"], train.Recipe(**settings), False, defenses.make("none").batch,
         torch.optim.SGD(model.parameters(), rate), schedule, Generator().manual_seed(0),
     )  # fmt: skip
     torch.testing.assert_close(model.fc.weight.detach(), w - rate * error.T @ x / 12, atol=1e-6, rtol=1e-5)
@@ -189,7 +191,7 @@ def test_networks_that_cannot_be_made_are_refused():
 
 
 def test_unknown_defense_lists_the_choices():
-    with pytest.raises(InputError, match="unknown defense 'nope'; choose from no_augmentation, none"):
+    with pytest.raises(InputError, match="unknown defense 'nope'; choose from at, bdr, .*, no_augmentation, none, "):
         defenses.make("nope")
 
 
@@ -220,9 +222,47 @@ def test_only_no_augmentation_shows_the_images_as_they_are(defense, unchanged):
     assert unchanged or len(known & shown) < 4
 
 
-def test_accuracy_by_hand_and_mode_kept():
+def test_accuracy_by_hand_and_mode_kept(monkeypatch):
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.9)).train()
     images = torch.eye(4).view(4, 4, 1, 1)
     assert metrics.accuracy(model, images, torch.tensor([0, 1, 2, 0])) == 0.75
     assert model.training
-    assert metrics.logits(model, images, batch_size=3).tolist() == torch.eye(4).tolist()
+    monkeypatch.setattr(metrics, "block_size", lambda images: 3)
+    assert metrics.logits(model, images).tolist() == torch.eye(4).tolist()
+
+
+def test_without_test_images_only_training_is_recorded():
+    split = toy()
+    model = models.make("linear", channels=3, classes=4, size=split.images.shape[-1], seed=0)
+    history = train.fit(
+        model, split, None, recipe=train.Recipe(epochs=2), defense=defenses.make("none"), seed=0, device="cpu"
+    )
+    assert len(history.train_accuracy) == 2 and history.test_accuracy == []
+
+
+def test_shares_of_classes_are_learnt_and_scored_by_the_larger():
+    """Labels given as one-hot shares train to the same weights as plain labels."""
+    split, found = toy(), {}
+    for name in ("plain", "shares"):
+
+        def batch(model, images, targets, rng, name=name):
+            return images, targets if name == "plain" else torch.nn.functional.one_hot(targets, 4).float()
+
+        model = models.make("linear", channels=3, classes=4, size=split.images.shape[-1], seed=0)
+        defense = replace(defenses.make("none"), batch=batch)
+        recipe = train.Recipe(epochs=2, lr=0.01)
+        history = train.fit(model, split, split, recipe=recipe, defense=defense, seed=0, device="cpu")
+        found[name] = (model.fc.weight.detach().clone(), history.train_accuracy)
+    assert torch.allclose(found["plain"][0], found["shares"][0], atol=1e-6)
+    assert found["plain"][1] == found["shares"][1]
+
+
+def test_a_defense_changes_at_its_share_of_the_training():
+    seen = []
+    early, late = (lambda *a, word=word: seen.append(word) or a[1:3] for word in ("early", "late"))
+    split = toy()
+    model = models.make("linear", channels=3, classes=4, size=split.images.shape[-1], seed=0)
+    defense = replace(defenses.make("none"), batch=early, until=0.5, later=late)
+    recipe = train.Recipe(epochs=4, batch_size=len(split))
+    train.fit(model, split, None, recipe=recipe, defense=defense, seed=0, device="cpu")
+    assert seen == ["early", "early", "late", "late"]
