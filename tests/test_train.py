@@ -191,7 +191,7 @@ def test_networks_that_cannot_be_made_are_refused():
 
 
 def test_unknown_defense_lists_the_choices():
-    with pytest.raises(InputError, match="unknown defense 'nope'; choose from at, bdr, .*, no_augmentation, none, "):
+    with pytest.raises(InputError, match=r"unknown defense 'nope'; choose from at, bdr, .*, no_augmentation, none, "):
         defenses.make("nope")
 
 
@@ -233,7 +233,7 @@ def test_accuracy_by_hand_and_mode_kept(monkeypatch):
 
 def test_without_test_images_only_training_is_recorded():
     split = toy()
-    model = models.make("linear", channels=3, classes=4, size=split.images.shape[-1], seed=0)
+    model = models.make("linear", channels=split.images.shape[1], classes=4, size=split.images.shape[-1], seed=0)
     history = train.fit(
         model, split, None, recipe=train.Recipe(epochs=2), defense=defenses.make("none"), seed=0, device="cpu"
     )
@@ -248,7 +248,7 @@ def test_shares_of_classes_are_learnt_and_scored_by_the_larger():
         def batch(model, images, targets, rng, name=name):
             return images, targets if name == "plain" else torch.nn.functional.one_hot(targets, 4).float()
 
-        model = models.make("linear", channels=3, classes=4, size=split.images.shape[-1], seed=0)
+        model = models.make("linear", channels=split.images.shape[1], classes=4, size=split.images.shape[-1], seed=0)
         defense = replace(defenses.make("none"), batch=batch)
         recipe = train.Recipe(epochs=2, lr=0.01)
         history = train.fit(model, split, split, recipe=recipe, defense=defense, seed=0, device="cpu")
@@ -261,7 +261,7 @@ def test_a_defense_changes_at_its_share_of_the_training():
     seen = []
     early, late = (lambda *a, word=word: seen.append(word) or a[1:3] for word in ("early", "late"))
     split = toy()
-    model = models.make("linear", channels=3, classes=4, size=split.images.shape[-1], seed=0)
+    model = models.make("linear", channels=split.images.shape[1], classes=4, size=split.images.shape[-1], seed=0)
     defense = replace(defenses.make("none"), batch=early, until=0.5, later=late)
     recipe = train.Recipe(epochs=4, batch_size=len(split))
     train.fit(model, split, None, recipe=recipe, defense=defense, seed=0, device="cpu")
