@@ -82,7 +82,12 @@ def test_committed_smoke_results_are_those_of_this_code(ran):
     committed = set(git(ROOT, "ls-files", "results/smoke").split())
     assert {f"results/smoke/{name}" for name in contents(ran / "results" / "smoke")} == committed
     for record in (ROOT / "results" / "smoke" / "records").glob("*.json"):
-        old, new = (json.loads(p.read_text())["runs"] for p in (record, ran / record.relative_to(ROOT)))
+        old, new = (json.loads(p.read_text()) for p in (record, ran / record.relative_to(ROOT)))
+        if record.name.startswith("poison-"):
+            same = ("dataset", "method", "recipe", "eps", "seed", "data", "passes_per_image", "architecture")
+            assert {k: old[k] for k in same} == {k: new[k] for k in same}
+            continue
+        old, new = old["runs"], new["runs"]
         assert [run["config"] for run in old] == [run["config"] for run in new], record.name
         assert [run["data"]["test"] for run in old] == [run["data"]["test"] for run in new]
 
