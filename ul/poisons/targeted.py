@@ -1,7 +1,7 @@
 """Poisons from frozen surrogates trained on clean images: TAP, HYPO and SEP."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,4 @@ def sep(target: Target, *, eps: float, settings: SEP) -> Tensor:
 
 
 def _flipped(recipe: Recipe, target: Target) -> Recipe:
-    from dataclasses import replace
-
     return replace(recipe, flip=target.flip)
