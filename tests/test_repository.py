@@ -25,7 +25,7 @@ POISONS = {
 # Each row imports only rows above it.
 ROWS = [
     {"config", "nb", "shapes", "rays", "perturb", "ud", "stats", "published"},
-    {"records", "rooms", "metrics"},
+    {"records", "rooms", "metrics", "graph"},
     {"figures", "taskonomy", "tables", "models", "files"},
     {"data", "claims", "behaviour"},
     {"defenses", "sal"},

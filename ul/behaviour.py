@@ -1,6 +1,5 @@
 """What each poison is and does: one row a method, from the poisons' records and the victims' accuracies."""
 
-import numpy as np
 import pandas as pd
 
 from . import published, records, stats, tables
@@ -37,26 +36,11 @@ def _row(poison: dict, frame: pd.DataFrame) -> dict:
     row |= {name: poison["sizes"][name] for name in ("linf", "l2", "l2_mean", "l0")}
     row["separability"] = poison["separability"]
     accuracy = stats.student(frame.loc[frame["method"] == method, "test_accuracy"])
-    row |= {"n": accuracy.n} | _columns("test_accuracy", accuracy)
+    row |= {"n": accuracy.n} | accuracy.columns("test_accuracy")
     for base in (tables.CLEAN, tables.NOISE):
-        row |= _columns(f"minus_{base}", tables.compare(frame, method, "test_accuracy", against=base))
-    row["p_noise"] = _p_value(frame, method)
-    return row
-
-
-def _columns(name: str, interval: stats.Interval) -> dict:
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-
-
-def _p_value(frame: pd.DataFrame, method: str) -> float:
-    """Two-sided paired t-test of test accuracy against noise; nan for noise itself."""
-    from scipy.stats import ttest_1samp
-
+        row |= tables.compare(frame, method, "test_accuracy", against=base).columns(f"minus_{base}")
     by_seed = frame.pivot(index="seed", columns="method", values="test_accuracy")
-    gaps = (by_seed[method] - by_seed[tables.NOISE]).to_numpy()
-    if method == tables.NOISE or len(gaps) < 2 or np.ptp(gaps) == 0:
-        return float("nan")
-    return float(ttest_1samp(gaps, 0).pvalue)
+    return row | {"p_noise": stats.p_value(by_seed[method] - by_seed[tables.NOISE])}
 
 
 def _completed(part: pd.DataFrame) -> pd.DataFrame:

@@ -2,8 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
@@ -102,7 +101,7 @@ def run(cell: Cell, images: data.Split | None = None) -> dict:
         size=clean.images.shape[-1], seed=cell.seed,
     )  # fmt: skip
     defense, probe = defenses.make(cell.defense), _Probe(cell, images, where)
-    with _threads(1 if where.type == "cpu" else None):
+    with models.one_thread(where):
         history = train.fit(
             model, images, test, recipe=cell.recipe, defense=defense, seed=cell.seed, device=where,
             target=cell.target, on_epoch=probe,
@@ -139,17 +138,6 @@ def sal_subset(split: data.Split, count: int) -> data.Split:
     """The first `count` images of a fixed permutation: the same positions in a clean and in a poisoned run."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
     return split.take(order[:count])
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """One thread a run on the CPU: the same sums in the same order, however many runs share the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _configuration(cell: Cell, images: data.Split, test: data.Split, where: torch.device) -> dict:

@@ -1,7 +1,8 @@
 """Networks, built by name as sequences of named blocks; images come as floats in [0, 1]."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -109,3 +110,14 @@ def probed_layers(model: nn.Module) -> list[str]:
 def device() -> torch.device:
     """CUDA where there is a GPU, the CPU otherwise."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def one_thread(device: torch.device | str) -> Iterator[None]:
+    """On the CPU one thread inside: the same sums in the same order, however many runs share the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if torch.device(device).type == "cpu" else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -23,6 +23,10 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}], n = {self.n}"
 
+    def columns(self, name: str) -> dict[str, float]:
+        """`name`, `name_low` and `name_high`: the interval as columns of a table."""
+        return {name: self.estimate, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 def student(values: ArrayLike, *, level: float = 0.95) -> Interval:
     """Mean of float[n] with its Student-t interval. Raises ValueError for no value or a value that is not finite."""
@@ -54,6 +58,12 @@ def paired(
         raise ValueError("a ratio on the log scale needs values above 0; give a floor for zeros")
     t = student(np.log(a / b), level=level)
     return Interval(float(np.exp(t.estimate)), float(np.exp(t.low)), float(np.exp(t.high)), t.n, level)
+
+
+def p_value(values: ArrayLike) -> float:
+    """Two-sided one-sample t-test of float[n] against 0; nan for fewer than two values or values without spread."""
+    v = np.asarray(values, dtype=float)
+    return float(scipy_stats.ttest_1samp(v, 0).pvalue) if len(v) > 1 and np.ptp(v) else float("nan")
 
 
 def bootstrap(values: ArrayLike, statistic: Callable, *, seed: int, reps: int = 2000, level: float = 0.95) -> Interval:

@@ -89,25 +89,13 @@ def by_method(frame: pd.DataFrame, floors: dict[str, float]) -> pd.DataFrame:
 
 def _summary(part: pd.DataFrame, method: str, low: float) -> dict:
     accuracy = stats.student(part.loc[part["method"] == method, "test_accuracy"])
-    out = {"n": accuracy.n} | _columns("test_accuracy", accuracy)
-    out |= _columns("accuracy_minus_noise", compare(part, method, "test_accuracy"))
+    out = {"n": accuracy.n} | accuracy.columns("test_accuracy")
+    out |= compare(part, method, "test_accuracy").columns("accuracy_minus_noise")
     for unit in ("ud_layers", "ud_weights"):
         ratios = part.loc[part["method"] == method, unit]  # the division by the clean twin is done
-        out |= _columns(unit, stats.paired(ratios, np.ones(len(ratios)), log=True, floor=low))
-    return out | {"p_ud_layers": _p_value(part, method, low)}
-
-
-def _columns(name: str, interval: stats.Interval) -> dict:
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-
-
-def _p_value(part: pd.DataFrame, method: str, low: float) -> float:
-    from scipy.stats import ttest_1samp
-
-    values = np.log(np.maximum(part.loc[part["method"] == method, "ud_layers"], low))
-    if method == CLEAN or len(values) < 2 or np.ptp(values) == 0:
-        return float("nan")
-    return float(ttest_1samp(values, 0).pvalue)
+        out |= stats.paired(ratios, np.ones(len(ratios)), log=True, floor=low).columns(unit)
+    logs = np.log(np.maximum(part.loc[part["method"] == method, "ud_layers"], low))
+    return out | {"p_ud_layers": float("nan") if method == CLEAN else stats.p_value(logs)}
 
 
 def _adjusted(frame: pd.DataFrame) -> pd.DataFrame:
@@ -143,7 +131,7 @@ def ranks(frame: pd.DataFrame) -> pd.DataFrame:
             found = rank_correlation(part, unit)
             row = dict(zip(BLOCK, block, strict=True)) | {"unit": unit, "methods": found["methods"]}
             interval = found["interval"]
-            row |= _columns("rho", interval) | {"seeds": interval.n} if interval else {}
+            row |= interval.columns("rho") | {"seeds": interval.n} if interval else {}
             rows.append(row | {"rho_of_means": found["rho_of_means"], "p_exact": found["p"]})
     return pd.DataFrame(rows)
 

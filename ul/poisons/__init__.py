@@ -7,7 +7,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from .. import perturb
+from .. import models, perturb
 from ..config import InputError, at_least, choose
 from ..data import SOURCES, Split, default_target
 from . import budgets
@@ -92,11 +92,12 @@ def make(
     if int(labels.max()) + 1 < method.classes:
         raise InputError(f"{name} needs images of at least {method.classes} classes; {split.name} has one")
     settings = _settings(name, recipe, options)
-    if settings is None:
-        images = method.load(name)(split.images, labels, eps=eps, seed=seed)
-    else:
-        aim = Target(split.images, labels, seed, torch.device(device), _flips(split))
-        images = method.load(name)(aim, eps=eps, settings=settings)
+    with models.one_thread(device):
+        if settings is None:
+            images = method.load(name)(split.images, labels, eps=eps, seed=seed)
+        else:
+            aim = Target(split.images, labels, seed, torch.device(device), _flips(split))
+            images = method.load(name)(aim, eps=eps, settings=settings)
     poisoned = replace(split, images=images)
     check(split, poisoned, name, eps)
     return poisoned

@@ -1,0 +1,123 @@
+"""Networks cut at a layer: the parts are the whole, and only what the layer reaches is left to compute."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ul import graph, models
+from ul.config import InputError
+
+
+def used(name="resnet8", size=16):
+    """A network in eval mode whose batch norms have statistics and weights of their own, with images for it."""
+    options = {"width": 4} if name == "resnet8" else {}
+    model = models.make(name, channels=3, classes=4, size=size, seed=0, **options)
+    images = torch.rand((6, 3, size, size), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.weight.uniform_(0.5, 2)
+            norm.bias.uniform_(-1, 1)
+        model.train()(images)
+    return model.eval().requires_grad_(False), images
+
+
+def modules(part, kind):
+    return [m for m in part.modules() if isinstance(m, kind)]
+
+
+@pytest.mark.parametrize("name", sorted(models.NAMES))
+def test_head_and_tail_are_the_network_also_after_the_layer_changed(name):
+    model, images = used(name)
+    traced = graph.traced(model, images)
+    for layer in models.probed_layers(model):
+        head, tail = graph.cut(model, traced, layer)
+        inputs, weight = head(images), model.get_submodule(layer).weight
+        torch.testing.assert_close(tail(*inputs), model(images), rtol=1e-4, atol=1e-4)
+        kept = weight.clone()
+        weight.mul_(1.5)
+        torch.testing.assert_close(tail(*inputs), model(images), rtol=1e-4, atol=1e-4)
+        weight.copy_(kept)
+
+
+@pytest.mark.parametrize(
+    "layer, convolutions, norms",
+    [("stem.0", 9, 1), ("block1a.conv2", 7, 1), ("block2a.shortcut.0", 4, 1), ("block3a.conv2", 1, 1), ("fc", 0, 0)],
+)
+def test_the_tail_has_no_layer_that_is_not_reached_and_one_norm(layer, convolutions, norms):
+    """Those after the layer's block, in it only what follows; every norm but the probed layer's own is folded."""
+    model, images = used()
+    _, tail = graph.cut(model, graph.traced(model, images), layer)
+    found = {part.target for part in tail.graph.nodes if part.op == "call_module"}
+    found = [tail.get_submodule(name) for name in found]
+    assert sum(isinstance(m, nn.Conv2d) for m in found) == convolutions
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in found) == norms
+
+
+def test_the_networks_own_modules_stay_as_they_were():
+    model, images = used()
+    before, inside = model(images), list(model.modules())
+    for layer in models.probed_layers(model):
+        graph.cut(model, graph.traced(model, images), layer)
+    assert torch.equal(model(images), before)
+    assert all(a is b for a, b in zip(inside, model.modules(), strict=True))
+
+
+class Shared(nn.Module):
+    """One convolution called twice, its second output used beside a batch norm: nothing there may be folded."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.fc = nn.Linear(3, 4)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x):
+        y = self.conv(F.relu(self.conv(self.first(x))))
+        return self.fc((self.norm(y) + y).mean((2, 3)))
+
+
+@pytest.mark.parametrize("layer", ["first", "conv", "fc"])
+def test_a_layer_that_is_called_twice(layer):
+    model = Shared().eval().requires_grad_(False)
+    model.norm.running_var.fill_(0.3)
+    images = torch.rand((2, 3, 16, 16))
+    head, tail = graph.cut(model, graph.traced(model, images), layer)
+    inputs = head(images)
+    model.get_submodule(layer).weight.mul_(2)
+    torch.testing.assert_close(tail(*inputs), model(images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_that_is_never_called():
+    model, images = Shared().eval(), torch.rand((2, 3, 16, 16))
+    with pytest.raises(InputError, match="never calls unused"):
+        graph.cut(model, graph.traced(model, images), "unused")
+
+
+class Counts(nn.Module):
+    """Its output depends on how often it was called, which a graph cannot know."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.calls = nn.Linear(2, 2), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.fc(x) * self.calls
+
+
+class Looks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.fc(x) if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize("kind", [Counts, Looks])
+def test_what_cannot_be_traced_stays_whole(kind):
+    model, x = kind(), torch.ones(1, 2)
+    assert graph.traced(model, x) is None
+    head, tail = graph.cut(model, None, "fc")
+    assert tail is model and head(x)[0] is x
