@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ul import models
-from ul.sal import STRIDE
+
+STRIDE = 2.5  # ball radii that all steps of the plain SAL loop together could go
 
 
 def plain_sal(model: nn.Module, images: Tensor, targets: Tensor, *, epsilon: float = 0.05, steps: int = 10) -> dict:
