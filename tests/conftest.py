@@ -7,12 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ul import rooms
 
 SHARED = Path(os.environ.get("UL_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 SUFFIX = {"segment_semantic": "segmentsemantic", "class_scene": "class_places"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """As poisons and runs are made: a network that a test fits again must come out the same."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
