@@ -12,14 +12,14 @@ STRIDE = 2.5  # ball radii that all steps of the plain SAL loop together could g
 
 
 def plain_sal(model: nn.Module, images: Tensor, targets: Tensor, *, epsilon: float = 0.05, steps: int = 10) -> dict:
-    """SAL by a plain loop: for every layer and direction a full pass a step, then the projection."""
+    """(S_max, S_min) of every layer by a plain loop: for each direction a full pass a step, then the projection."""
     model.eval()
     out = {}
     for name in models.probed_layers(model):
         weight = model.get_submodule(name).weight
         start, radius = weight.detach().clone(), epsilon * weight.norm().item()
-        base, best = F.cross_entropy(model(images), targets).item(), 0.0
-        for sign in (1, -1):
+        base, best = F.cross_entropy(model(images), targets).item(), {1: 0.0, -1: 0.0}
+        for sign in best:
             delta = torch.zeros_like(start)
             for _ in range(steps):
                 weight.data = start + delta
@@ -29,9 +29,10 @@ def plain_sal(model: nn.Module, images: Tensor, targets: Tensor, *, epsilon: flo
                 delta = delta * min(1.0, radius / delta.norm().item())
                 weight.data = start + delta
                 with torch.no_grad():
-                    best = max(best, sign * (F.cross_entropy(model(images), targets).item() - base))
+                    value = F.cross_entropy(model(images), targets).item()
+                best[sign] = max(best[sign], sign * (value - base))
             weight.data = start
-        out[name] = best
+        out[name] = (best[1], best[-1])
     return out
 
 
