@@ -7,14 +7,17 @@ import csv
 import datetime
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from tests import plain
 from tests.imports import ROOT
 from ul import data, defenses, models, perturb, poisons, sal, train
-from ul.poisons import autoregressive, onepixel
+from ul.poisons import autoregressive, base, onepixel
 
 COLUMNS = ["date", "what", "unit", "seconds", "reference_seconds", "ratio", "machine"]
 
@@ -65,17 +68,36 @@ def handcrafted(clean: data.Split) -> list[list]:
 
 
 def made(name: str, clean: data.Split) -> list:
-    """A poison by its cpu recipe; the reference is a bare loop of as many passes of the same network."""
+    """A poison by its cpu recipe; the reference is bare loops of as many passes, frozen and in training each."""
     recipe, few = poisons.NAMES[name].settings()["cpu"], clean.take(torch.arange(256))
-    with poisons.counting() as passes:
+    with poisons.counting() as passes, training_passes() as trained:
         cost = seconds(lambda: poisons.make(name, few, seed=0, device="cpu", recipe="cpu"), times=1)
     if not passes.images or name in ("dc", "tue"):  # a second network or views cost more than the passes counted
         return [f"poison {name} (recipe cpu)", "256 images", cost, None]
-    model = models.make(recipe.architecture, channels=3, classes=10, size=32, seed=0).eval().requires_grad_(False)
-    x, y = perturb.to_float(few.images), few.targets["class_object"]
-    bare = seconds(lambda: plain.plain_passes(model, x, y, batch_size=recipe.batch_size)) / len(few)
+    model = models.make(recipe.architecture, channels=3, classes=10, size=32, seed=0)
+    images = (perturb.to_float(few.images), few.targets["class_object"])
+    update = seconds(lambda: plain.plain_training(model.train(), *images, batch_size=recipe.batch_size))
+    model.eval().requires_grad_(False)
+    bare = seconds(lambda: plain.plain_passes(model, *images, batch_size=recipe.batch_size))
+    reference = (bare * (passes.images - sum(trained)) + update * sum(trained)) / len(few)
     what = f"poison {name} (recipe cpu), {passes.images // len(few)} passes an image"
-    return [what, "256 images", cost, bare * passes.images]
+    return [what, "256 images", cost, reference]
+
+
+@contextmanager
+def training_passes() -> Iterator[list[int]]:
+    """The sizes of all batches that go through counted networks in training mode inside."""
+    sizes = []
+
+    def note(module: nn.Module, inputs: tuple, output) -> None:
+        if module.training and base._count in module._forward_hooks.values():
+            sizes.append(len(output))
+
+    handle = register_module_forward_hook(note)
+    try:
+        yield sizes
+    finally:
+        handle.remove()
 
 
 def main() -> None:

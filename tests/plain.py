@@ -74,3 +74,12 @@ def plain_passes(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size
     for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
         x = x.detach().requires_grad_()
         torch.autograd.grad(F.cross_entropy(model(x), y, reduction="sum"), x)
+
+
+def plain_training(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int) -> None:
+    """One SGD step with momentum on every batch of float images, and nothing else."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()

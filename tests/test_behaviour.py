@@ -84,3 +84,76 @@ def test_a_missing_record_is_named(tmp_path):
     assert behaviour.load(tmp_path, ["toy-lsp"])[0]["method"] == "lsp"
     with pytest.raises(InputError, match=r"poison-toy-em\.json is missing; run `dvc repro` first"):
         behaviour.load(tmp_path, ["toy-em"])
+
+
+# ---- Reduced recipes beside published ones ---------------------------------------------------------------------------
+
+
+def test_recipes_stand_beside_reduced_rows_only(tmp_path):
+    found = pd.DataFrame({
+        "method": ["tap", "ar"], "accuracy_cpu": [0.2, 0.9], "accuracy_published": [0.1, 0.9],
+        "difference": [0.1, 0.0], "difference_low": [-0.1, 0.0], "difference_high": [0.3, 0.0],
+    })  # fmt: skip
+    found.to_csv(tmp_path / "recipes.csv")
+    joined = behaviour.with_recipes(rows(tap="cpu").reset_index(), tmp_path / "recipes.csv").set_index("method")
+    columns = ["cpu_500", "published_500", "cpu_minus_published", "cpu_minus_published_low", "cpu_minus_published_high"]
+    assert joined.loc["tap", columns].tolist() == [0.2, 0.1, 0.1, -0.1, 0.3]
+    assert joined.loc[["noise", "lsp", "ar"], columns].isna().all(axis=None)
+    with pytest.raises(InputError, match=r"other\.csv is missing; run `make recipes`"):
+        behaviour.with_recipes(joined.reset_index(), tmp_path / "other.csv")
+
+
+# ---- Defenses --------------------------------------------------------------------------------------------------------
+
+
+def run(method, seed, accuracy, defense="none", epochs=20):
+    config = {"dataset": "toy", "architecture": "net", "defense": defense, "method": method, "seed": seed}
+    return {"config": config | {"recipe": {"epochs": epochs}}, "history": {"test_accuracy": [0.0, accuracy]}}
+
+
+def runs_of(table):
+    """Runs of {(defense, epochs, method): [accuracy of each seed]}."""
+    return [run(m, s, a, d, e) for (d, e, m), values in table.items() for s, a in enumerate(values)]
+
+
+PLANTED = {
+    ("none", 20, "clean"): [0.8, 0.9, 0.85], ("none", 20, "lsp"): [0.2, 0.3, 0.2], ("none", 20, "ar"): [0.5, 0.5, 0.6],
+    ("jpeg", 20, "clean"): [0.7, 0.75, 0.7], ("jpeg", 20, "lsp"): [0.6, 0.6, 0.7], ("jpeg", 20, "ar"): [0.5, 0.7, 0.6],
+    ("none", 60, "clean"): [0.9, 0.9, 0.95], ("none", 60, "lsp"): [0.1, 0.1, 0.2],
+    ("long", 60, "clean"): [0.8, 0.8, 0.85], ("long", 60, "lsp"): [0.8, 0.8, 0.85],
+}  # fmt: skip
+
+
+def test_gain_and_protection_are_paired_within_equal_epochs():
+    found = behaviour.defended(runs_of(PLANTED)).set_index(["defense", "method"])
+    assert list(found.index) == [("jpeg", "clean"), ("jpeg", "lsp"), ("jpeg", "ar"), ("long", "clean"), ("long", "lsp")]
+    row = found.loc[("jpeg", "lsp")]
+    gaps = np.array([0.4, 0.3, 0.5])
+    low, high = scipy_stats.t.interval(0.95, 2, gaps.mean(), gaps.std(ddof=1) / math.sqrt(3))
+    assert row[["gain", "gain_low", "gain_high"]].tolist() == pytest.approx([0.4, low, high])
+    assert row["protection"] == pytest.approx(np.mean([0.6, 0.6, 0.65]))
+    assert row["protection_left"] == pytest.approx(np.mean([0.1, 0.15, 0.0]))
+    assert found.loc[("long", "lsp"), "gain"] == pytest.approx(np.mean([0.7, 0.7, 0.65]))
+    assert found.loc[("long", "lsp"), "protection_left"] == 0
+
+
+def test_gains_of_one_defense_are_one_family():
+    found = behaviour.defended(runs_of(PLANTED)).set_index(["defense", "method"])["p_holm"]
+    raw = sorted(
+        scipy_stats.ttest_rel(PLANTED["jpeg", 20, m], PLANTED["none", 20, m]).pvalue for m in ("clean", "lsp", "ar")
+    )
+    assert sorted(found["jpeg"])[0] == pytest.approx(3 * raw[0])
+    assert found["long"].max() <= 1
+
+
+@pytest.mark.parametrize("lacking", [("none", 20, "lsp"), ("jpeg", 20, "clean"), ("none", 20, "clean")])
+def test_a_run_to_compare_with_is_asked_for(lacking):
+    left = {name: values for name, values in PLANTED.items() if name != lacking and name[1] == 20}
+    message = f"no run of {lacking[2]} on toy, net, defense {lacking[0]}, 20 epochs"
+    with pytest.raises(InputError, match=message):
+        behaviour.defended(runs_of(left))
+
+
+def test_no_defense_is_an_empty_table():
+    left = {name: values for name, values in PLANTED.items() if name[0] == "none"}
+    assert behaviour.defended(runs_of(left)).empty

@@ -107,7 +107,24 @@ def test_conditions_are_the_grid_with_each_methods_module(path):
         for m in methods
     }
     assert params["conditions"] == wanted
-    assert list(params["grid"]["methods"]) == list(params["sal"]) == list(params["poison"])
+    assert list(params["grid"]["methods"]) == list(params["poison"])
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=str)
+def test_runs_are_the_grid_under_each_setting(path):
+    """A setting is a data set, or `<data set>-<name>` with methods of that data set."""
+    params = load_yaml(path)
+    settings = params["grid"]["methods"] | params["grid"]["defended"]
+    dataset = {setting: setting.partition("-")[0] for setting in settings}
+    assert params["baselines"] == {s: {"dataset": d} for s, d in dataset.items()}
+    assert params["runs"] == {
+        f"{s}-{m}": {"dataset": dataset[s], "method": m, "setting": s}
+        for s, methods in settings.items()
+        for m in methods
+    }
+    assert list(params["sal"]) == list(settings)
+    for setting, methods in params["grid"]["defended"].items():
+        assert set(methods) <= set(params["grid"]["methods"][dataset[setting]]), setting
 
 
 def test_every_profile_runs_the_same_pipeline():
@@ -126,9 +143,9 @@ def test_profiles_name_only_parameters_that_notebooks_know(path):
     params = load_yaml(path)
     for section, stem in {"poison": "01_poison", "sal": "04_sal"}.items():
         known = nb.defaults(nb.read(ROOT / "notebooks" / f"{stem}.ipynb"))
-        for dataset in params["grid"]["methods"]:
-            nb.checked(params[section][dataset], known, f"{path}:{section}")
-            assert params["poison"][dataset].get("limit") == params["sal"][dataset].get("limit"), dataset
+        for name, settings in params[section].items():
+            nb.checked(settings, known, f"{path}:{section}")
+            assert params["poison"][name.partition("-")[0]].get("limit") == settings.get("limit"), name
     for section, stem in {"data": "00_data", "grid": "05_benchmark", "claims": "07_claims"}.items():
         nb.checked(params[section], nb.defaults(nb.read(ROOT / "notebooks" / f"{stem}.ipynb")), section)
 

@@ -1,9 +1,9 @@
-"""What each poison is and does: one row a method, from the poisons' records and the victims' accuracies."""
+"""What each poison is and does, and what a defense does to it: from the poisons' records and the victims' runs."""
 
 import pandas as pd
 
 from . import published, records, stats, tables
-from .config import located
+from .config import InputError, existing, located
 
 CPU = "cpu"
 
@@ -45,12 +45,78 @@ def _row(poison: dict, frame: pd.DataFrame) -> dict:
 
 def _completed(part: pd.DataFrame) -> pd.DataFrame:
     """Holm over one data set's methods, published values and agreement of order."""
-    part = part.copy()
-    tested = part["p_noise"].dropna()
-    part["p_holm"] = pd.Series(stats.holm(tested), index=tested.index)
+    part = part.assign(p_holm=_holm(part["p_noise"]))
     comparable = (part["recipe"] != CPU) & ((part["eps"] - published.EPS).abs() < 1e-4)
     whole = part[comparable].set_index("method")["test_accuracy"].to_dict()
     part["published"] = [published.CIFAR10.get(m) if m in whole else None for m in part["method"]]
     alike = published.agreeing(whole)
     part["ordered_alike"] = [alike.get(m, "") for m in part["method"]]
     return part.drop(columns="p_noise").astype({"published": float})
+
+
+def _holm(p: pd.Series) -> pd.Series:
+    """Holm over the tests there are; nan stays nan."""
+    tested = p.dropna()
+    return pd.Series(stats.holm(tested), index=tested.index).reindex(p.index)
+
+
+def with_recipes(table: pd.DataFrame, path) -> pd.DataFrame:
+    """`table` with what `make recipes` found for its reduced recipes, nan where there is nothing.
+
+    cpu_500 and published_500: victims' clean accuracy after either recipe on 500 images of rooms; cpu_minus_published
+    with its paired interval. Raises InputError if the file is missing.
+    """
+    names = {"accuracy_cpu": "cpu_500", "accuracy_published": "published_500", "difference": "cpu_minus_published"}
+    names |= {f"difference_{end}": f"cpu_minus_published_{end}" for end in ("low", "high")}
+    found = pd.read_csv(existing(located(path), "run `make recipes`, or give None")).set_index("method")
+    reduced = table["method"].where(table["recipe"] == CPU)
+    return table.assign(**{new: reduced.map(found[old]) for old, new in names.items()})
+
+
+# ---- Defenses ------------------------------------------------------------------------------------------------------
+
+GROUP = ["dataset", "architecture", "defense", "epochs"]
+
+
+def defended(runs: list[dict]) -> pd.DataFrame:
+    """One row a method and defense: how much of the protection a defense takes away.
+
+    GROUP, method, n, then means over seeds with paired 95 % intervals: test_accuracy; gain: minus the same poison
+    without a defense after as many epochs, with p_holm over the methods of one defense; protection: by how much the
+    poison lowers accuracy without a defense; protection_left: the same under the defense (clean under it minus poison
+    under it). Raises InputError if the undefended or the clean runs of the same epochs are not among `runs`.
+    """
+    frame = pd.DataFrame([_final(run) for run in runs], columns=[*GROUP, "method", "seed", "test_accuracy"])
+    wide = frame.pivot(index="seed", columns=[*GROUP, "method"], values="test_accuracy")
+    rows = [_defended(wide, name) for name in wide.columns if name[2] != "none"]
+    if not rows:
+        return pd.DataFrame(columns=[*GROUP, "method", "n", "test_accuracy"])
+    found = pd.DataFrame(rows)
+    found["p_holm"] = pd.concat([_holm(part["p"]) for _, part in found.groupby(GROUP, sort=False)])
+    return found.drop(columns="p")
+
+
+def _final(run: dict) -> list:
+    config, epochs = run["config"], run["config"]["recipe"]["epochs"]
+    named = [config["dataset"], config["architecture"], config["defense"], epochs, config["method"], config["seed"]]
+    return [*named, run["history"]["test_accuracy"][-1]]
+
+
+def _defended(wide: pd.DataFrame, name: tuple) -> dict:
+    dataset, architecture, defense, epochs, method = name
+    own, clean = (_of(wide, (dataset, architecture, defense, epochs, m)) for m in (method, tables.CLEAN))
+    bare, bare_clean = (_of(wide, (dataset, architecture, "none", epochs, m)) for m in (method, tables.CLEAN))
+    accuracy, gain = stats.student(own), stats.paired(own, bare)
+    row = dict(zip([*GROUP, "method"], name, strict=True)) | {"n": accuracy.n} | accuracy.columns("test_accuracy")
+    row |= gain.columns("gain") | {"p": stats.p_value(own - bare)}
+    row |= stats.paired(bare_clean, bare).columns("protection")
+    return row | stats.paired(clean, own).columns("protection_left")
+
+
+def _of(wide: pd.DataFrame, name: tuple) -> pd.Series:
+    """Accuracies by seed of one condition."""
+    if name not in wide.columns:
+        dataset, architecture, defense, epochs, method = name
+        what = f"{method} on {dataset}, {architecture}, defense {defense}, {epochs} epochs"
+        raise InputError(f"no run of {what} to compare with; add it to the grid")
+    return wide[name].dropna()
