@@ -66,7 +66,7 @@ def main() -> None:
     parallel = joblib.Parallel(n_jobs=2, return_as="generator_unordered")
     for found in parallel(joblib.delayed(row)(name) for name in wanted):
         done = pd.concat([done, pd.DataFrame([found])], ignore_index=True).sort_values("method")
-        records.write_text(PATH, done.round(4).to_csv(index=False))
+        records.write_text(PATH, done.round(4).astype({"images": int, "n": int}).to_csv(index=False))
         print(f"{found['method']}: cpu {found['accuracy_cpu']:.3f}, published {found['accuracy_published']:.3f}")
 
 
