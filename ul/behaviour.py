@@ -63,10 +63,11 @@ def _holm(p: pd.Series) -> pd.Series:
 def with_recipes(table: pd.DataFrame, path) -> pd.DataFrame:
     """`table` with what `make recipes` found for its reduced recipes, nan where there is nothing.
 
-    cpu_500 and published_500: victims' clean accuracy after either recipe on 500 images of rooms; cpu_minus_published
-    with its paired interval. Raises InputError if the file is missing.
+    noise_500, cpu_500 and published_500: victims' clean accuracy after noise and after either recipe on 500 images of
+    rooms; cpu_minus_published with its paired interval. Raises InputError if the file is missing.
     """
-    names = {"accuracy_cpu": "cpu_500", "accuracy_published": "published_500", "difference": "cpu_minus_published"}
+    names = {"accuracy_noise": "noise_500", "accuracy_cpu": "cpu_500", "accuracy_published": "published_500"}
+    names |= {"difference": "cpu_minus_published"}
     names |= {f"difference_{end}": f"cpu_minus_published_{end}" for end in ("low", "high")}
     found = pd.read_csv(existing(located(path), "run `make recipes`, or give None")).set_index("method")
     reduced = table["method"].where(table["recipe"] == CPU)
