@@ -15,7 +15,7 @@ help:  ## this list
 setup: .venv/.installed  ## make the environment in .venv from requirements.lock
 
 .venv/.installed: requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11, 5) else "Python 3.11.5 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	pip install -q --disable-pip-version-check -r requirements.lock
 	pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .

@@ -164,7 +164,7 @@ def test_lock_satisfies_pyproject_and_environment_installs_it():
     assert pins()["torch"] == "2.13.0"
     environment = load_yaml(ROOT / "environment.yml")["dependencies"]
     assert environment[-1]["pip"] == ["-r requirements.lock", "-e ."]
-    assert project["requires-python"] == ">=3.11" and "python=3.11" in environment
+    assert project["requires-python"] == ">=3.11.5" and "python=3.11" in environment
 
 
 def test_top_level_is_what_the_layout_names():
