@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import one_hot, plant, view_arrays
-from ul import data, taskonomy
+from ul import buildings, data, taskonomy
 from ul.config import InputError
 
 FIELD_OF_VIEW = 1.1805  # radians, in point_info of the real views
@@ -192,6 +192,62 @@ def test_both_layouts_read_the_same(tmp_path):
     assert len(canonical) == 3
     assert set(canonical.targets) == {*view_arrays(0), "mask_valid"} - {"rgb"}
     assert canonical.digest() == plain.digest()
+
+
+@pytest.mark.parametrize("name", ["{building}", "{building}_{domain}"])
+def test_building_first_layouts_read_the_same(tmp_path, name):
+    views = [("allensville", 0, 0), ("allensville", 3, 1), ("beechwood", 0, 0)]
+    expected = planted(tmp_path / "omnitools", views)
+    for path in sorted((tmp_path / "omnitools/taskonomy").glob("*/taskonomy/*/point_*")):
+        building, domain = path.parent.name, path.parents[2].name
+        place = tmp_path / "first/taskonomy" / name.format(building=building, domain=domain) / domain
+        place.mkdir(parents=True, exist_ok=True)
+        path.rename(place / path.name)
+    assert data.load("taskonomy", "all", root=tmp_path / "first").digest() == expected.digest()
+
+
+def test_one_building_without_a_folder(tmp_path):
+    """The sample model's repository: `<domain>/point_…`."""
+    expected = planted(tmp_path / "omnitools", [("cauthron", 0, 0), ("cauthron", 3, 1)])
+    for path in sorted((tmp_path / "omnitools/taskonomy").glob("*/taskonomy/*/point_*")):
+        place = tmp_path / "flat/taskonomy" / path.parents[2].name
+        place.mkdir(parents=True, exist_ok=True)
+        path.rename(place / path.name)
+    assert data.load("taskonomy", "all", root=tmp_path / "flat").digest() == expected.digest()
+
+
+def test_parts_are_taskonomys_own_splits(tmp_path):
+    views = [("hanson", 0, 0), ("goodfield", 0, 0), ("ihlen", 0, 0), ("cauthron", 0, 0), ("cauthron", 1, 0)]
+    assert len(planted(tmp_path, views)) == 5
+    counts = {
+        (name, part): len(data.load(name, part, root=tmp_path))
+        for name in ("taskonomy", "taskonomy_medium") for part in ("train", "test")
+    }  # fmt: skip
+    assert list(counts.values()) == [1, 1, 2, 3]
+
+
+def test_splits_hold_what_the_release_says():
+    sizes = {s: [len(parts[p]) for p in ("train", "val", "test")] for s, parts in buildings.SPLITS.items()}
+    assert sizes == {"tiny": [25, 5, 5], "medium": [99, 20, 19]}
+    for parts in buildings.SPLITS.values():
+        assert len(set().union(*parts.values())) == sum(map(len, parts.values()))
+    for part, names in buildings.SPLITS["tiny"].items():
+        assert set(names) <= set(buildings.SPLITS["medium"][part])
+
+
+def test_views_with_gaps_are_left_out_and_noted(tmp_path, monkeypatch):
+    notes = []
+    monkeypatch.setattr(taskonomy.records, "note", notes.append)
+    planted(tmp_path, [("hanson", 0, 0), ("hanson", 1, 0), ("onaga", 0, 0)])
+    (tmp_path / "taskonomy/normal/taskonomy/hanson/point_1_view_0_domain_normal.png").unlink()
+    assert len(data.load("taskonomy", "train", root=tmp_path)) == 2
+    assert notes and "1 of 3 views lack one of rgb" in notes[0]
+
+
+def test_a_part_without_buildings_is_refused(tmp_path):
+    plant(tmp_path / "taskonomy", ("sample", 0, 0), view_arrays(0))
+    with pytest.raises(InputError, match=r"has sample, but none of this part's 25 buildings .*name the part all"):
+        data.load("taskonomy", "train", root=tmp_path)
 
 
 def test_views_are_in_numeric_order(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import files, records, rooms, taskonomy
+from . import buildings, files, records, rooms, taskonomy
 from .config import InputError, at_least, choose, existing, located, whole
 
 PULL = "run `dvc pull data.dvc`, or name the folder that holds it with root"
@@ -197,14 +197,15 @@ def embed_mnist(out: Path) -> int:
 # ---- Taskonomy layout ----------------------------------------------------------------------------------------------
 
 
-def _views(name: str, buildings: dict | None, classes: dict) -> Callable:
+def _views(name: str, folder: str, places: dict, classes: dict, always: tuple[str, ...] = ()) -> Callable:
+    """A loader of views; places: buildings by part; always: domains that every view of this data set has."""
+
     def read(root: Path, part: str, limit: int | None, targets, size: int | None) -> Split:
-        folder = existing(root / name, PULL)
-        wanted = [*(ROOMS_DOMAINS if buildings else ()), *taskonomy.domains_in(folder)] if targets is None else targets
-        domains = list(dict.fromkeys(["rgb", *wanted]))
-        if buildings and (missing := taskonomy.incomplete(folder, domains)):
+        at = existing(root / folder, PULL)
+        domains = list(dict.fromkeys(["rgb", *([*always, *taskonomy.domains_in(at)] if targets is None else targets)]))
+        if always and (missing := taskonomy.incomplete(at, domains)):
             raise InputError(f"{missing[0]} is missing ({len(missing)} files in all); {PULL}")
-        views = list(taskonomy.index(folder, domains, buildings and buildings[part]).items())
+        views = list(taskonomy.index(at, domains, places.get(part)).items())
         found = taskonomy.read(dict(views[i] for i in subset(len(views), limit)), size=size, classes=classes)
         return Split(found.pop("rgb"), found, f"{name}/{part}")
 
@@ -261,6 +262,14 @@ ROOMS = {
     "class_scene": taskonomy.Kept(list(rooms.SCENES.values()), closed=True),
 }
 TASKONOMY = {"class_object": taskonomy.Kept(taskonomy.OBJECTS), "class_scene": taskonomy.Kept(taskonomy.SCENES)}
+
+
+def _taskonomy(name: str, split: str) -> Source:
+    """The user's download below `taskonomy/`, parted by one of Taskonomy's own splits."""
+    load = _views(name, "taskonomy", buildings.SPLITS[split], TASKONOMY)
+    return Source(load, ("train", "val", "test", "all"), "class_scene", 63, size=64)
+
+
 CIFAR10 = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 CIFAR100 = {"train": ["train.bin"], "test": ["test.bin"]}
 SOURCES: dict[str, Source] = {
@@ -271,6 +280,10 @@ SOURCES: dict[str, Source] = {
         _cifar("cifar-100-binary", CIFAR100, label_bytes=2, classes=100), ("train", "test"), "label", 100
     ),
     "mnist": Source(_mnist, ("train", "test"), "label", 10, flip=False, eps=128 / 255),
-    "rooms": Source(_views("rooms", rooms.BUILDINGS, ROOMS), ("train", "val", "test"), "class_object", 10, size=32),
-    "taskonomy": Source(_views("taskonomy", None, TASKONOMY), ("all",), "class_scene", 63, size=64),
-}
+    "rooms": Source(
+        _views("rooms", "rooms", rooms.BUILDINGS, ROOMS, ROOMS_DOMAINS), ("train", "val", "test"), "class_object", 10,
+        size=32,
+    ),
+    "taskonomy": _taskonomy("taskonomy", "tiny"),
+    "taskonomy_medium": _taskonomy("taskonomy_medium", "medium"),
+}  # fmt: skip

@@ -1,7 +1,8 @@
 """Taskonomy's file layout and encodings: index views, decode domains to physical units, resize with masks.
 
-Files lie at `<folder>/<domain>/[taskonomy/]<building>/point_<P>_view_<V>_domain_<suffix>.<ext>` (omnitools and
-domain-first layouts). Encodings: StanfordVL/taskonomy data README and omnidata `settings.py`, checked on real files.
+Files are called `point_<P>_view_<V>_domain_<suffix>.<ext>`. They lie in `<domain>/[taskonomy/]<building>/` (omnitools,
+domain-first), in `<building>/<domain>/` or in `<building>_<domain>/<domain>/` (building-first).
+Encodings: StanfordVL/taskonomy data README and omnidata `settings.py`, checked on real files.
 """
 
 import re
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from . import records
 from .config import InputError, choose, existing
 
 INVALID = 65535  # depth_euclidean where the scan has a hole
@@ -103,39 +105,58 @@ def suffix(domain: str) -> str:
 
 
 def domains_in(folder: Path) -> list[str]:
-    """Known domains that have a folder."""
-    return [d for d in (*DOMAINS, *CLASSES) if (folder / d).is_dir()]
+    """Known domains that have a folder, in any layout."""
+    return [d for d in (*DOMAINS, *CLASSES) if (folder / d).is_dir() or any(folder.glob(f"*/{d}"))]
 
 
 def index(folder: Path, domains: Sequence[str], buildings: Iterable[str] | None = None) -> dict[View, dict[str, Path]]:
     """Views that have a file in every domain, sorted by building, point and view, with their files.
 
-    buildings: only these. Raises InputError for a domain without a folder, or no view common to all domains.
+    buildings: only these. Views that lack a domain are left out, with a note (the release has such gaps). Raises
+    InputError for a domain without a folder, none of the buildings, or no view common to all domains.
     """
-    endings = {d: suffix(d) for d in domains}  # refuses unknown names before it looks for folders
-    mend = "fetch that domain, or leave it out"
-    found = {d: _files(existing(folder / d, mend), ending) for d, ending in endings.items()}
-    common = set.intersection(*(set(files) for files in found.values()))
-    wanted = common if buildings is None else {v for v in common if v[0] in set(buildings)}
+    found = {d: _files(folder, d) for d in domains}
+    for empty in [d for d in domains if not found[d]]:
+        existing(folder / empty, "fetch that domain, or leave it out")
+    every = set.union(*(set(files) for files in found.values()))
+    if buildings is not None:
+        every = {v for v in every if v[0] in set(buildings)} or _no_building(folder, every, list(buildings))
+    wanted = sorted(v for v in every if all(v in files for files in found.values()))
     if not wanted:
         raise InputError(
             f"{folder}: no view has all of {', '.join(domains)}; fetch the missing ones, or name fewer targets"
         )
-    return {v: {d: found[d][v] for d in domains} for v in sorted(wanted)}
+    if left := len(every) - len(wanted):
+        records.note(f"{folder.name}: {left} of {len(every)} views lack one of {', '.join(domains)} and are left out")
+    return {v: {d: found[d][v] for d in domains} for v in wanted}
 
 
-def _files(folder: Path, ending: str) -> dict[View, Path]:
-    found = {}
-    for path in folder.rglob("point_*"):
+def _no_building(folder: Path, views: Iterable[View], wanted: list[str]):
+    have = sorted({building for building, _, _ in views})
+    raise InputError(
+        f"{folder}: has {', '.join(have[:3])}, but none of this part's {len(wanted)} buildings "
+        f"({', '.join(wanted[:3])}, …); fetch one of them, or name the part all"
+    )
+
+
+def _files(folder: Path, domain: str) -> dict[View, Path]:
+    """Every file of a domain by its view, in whichever layout `folder` has."""
+    ending, first, found = suffix(domain), folder / domain, {}  # the suffix refuses unknown names first
+    if first.is_dir():
+        named = [((p.parent if p.parent != first else folder).name, p) for p in first.rglob("point_*")]
+    else:
+        places = [p for p in folder.glob(f"*/{domain}") if p.is_dir()]
+        named = [(p.parent.name.removesuffix(f"_{domain}"), path) for p in places for path in p.glob("point_*")]
+    for building, path in named:
         match = STEM.match(path.stem)
         if match and match[3] == ending:
-            found[path.parent.name, int(match[1]), int(match[2])] = path
+            found[building, int(match[1]), int(match[2])] = path
     return found
 
 
 def incomplete(folder: Path, domains: Sequence[str]) -> list[str]:
     """Files that some domain has and another lacks, as `<domain>/…/<building> point view`, sorted."""
-    found = {d: set(_files(folder / d, suffix(d))) for d in domains}
+    found = {d: set(_files(folder, d)) for d in domains}
     every = set.union(*found.values())
     return [f"{folder / d}: {b} point {p} view {v}" for d in domains for b, p, v in sorted(every - found[d])]
 
