@@ -40,6 +40,29 @@ def test_head_and_tail_are_the_network_also_after_the_layer_changed(name):
         weight.copy_(kept)
 
 
+class Positioned(nn.Module):
+    """Bare parameters before, between and after its layers, as transformers have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 5), nn.Linear(5, 3)
+        self.before, self.between, self.after = (nn.Parameter(torch.randn(n)) for n in (5, 5, 3))
+
+    def forward(self, x):
+        return self.second(self.first(x + self.before).relu() * self.between + self.before) + self.after
+
+
+@pytest.mark.parametrize("layer", ["first", "second"])
+def test_bare_parameters_are_on_their_side_of_the_cut(layer):
+    model, images = Positioned().eval().requires_grad_(False), torch.randn(4, 5)
+    traced = graph.traced(model, images)
+    assert traced is not None
+    head, tail = graph.cut(model, traced, layer)
+    inputs = head(images)
+    model.get_submodule(layer).weight.mul_(1.5)
+    torch.testing.assert_close(tail(*inputs), model(images))
+
+
 @pytest.mark.parametrize(
     "layer, convolutions, norms",
     [("stem.0", 9, 1), ("block1a.conv2", 7, 1), ("block2a.shortcut.0", 4, 1), ("block3a.conv2", 1, 1), ("fc", 0, 0)],

@@ -40,10 +40,13 @@ def cut(model: nn.Module, graph: fx.GraphModule | None, layer: str) -> tuple[Cal
     if not reached:
         raise InputError(f"the network never calls {layer}; name other layers")
     parts = split_module(graph, model, lambda node: int(node in reached), keep_original_order=True)
-    tail = _folded(parts.submod_1, probed)
-    if not hasattr(parts, "submod_0"):
-        return lambda x: (x,), tail
-    return _as_tuple(parts.submod_0), tail
+    return _until(parts, "submod_1"), _folded(parts.submod_1, probed)
+
+
+def normalised(graph: fx.GraphModule) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Every convolution that only a batch norm reads, with that norm; the model's own modules."""
+    modules = dict(graph.named_modules())
+    return [pair for node in graph.graph.nodes if (pair := _pair(node, modules))]
 
 
 def _reached(graph: fx.GraphModule, module: nn.Module) -> set[fx.Node]:
@@ -56,12 +59,14 @@ def _reached(graph: fx.GraphModule, module: nn.Module) -> set[fx.Node]:
     return reached
 
 
-def _as_tuple(head: nn.Module) -> Callable:
-    def run(x: Tensor) -> tuple:
-        out = head(x)
-        return out if isinstance(out, tuple) else (out,)
-
-    return run
+def _until(parts: fx.GraphModule, last: str) -> fx.GraphModule:
+    """`parts` without its last submodule: what that one is called with, as a tuple (values and bare parameters)."""
+    call = next(node for node in parts.graph.nodes if node.target == last)
+    output = next(node for node in parts.graph.nodes if node.op == "output")
+    output.args = (call.args,)
+    parts.graph.eliminate_dead_code()
+    parts.recompile()
+    return parts
 
 
 def _folded(tail: fx.GraphModule, probed: nn.Module) -> fx.GraphModule:
