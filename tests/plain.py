@@ -11,11 +11,13 @@ from ul import models
 STRIDE = 2.5  # ball radii that all steps of the plain SAL loop together could go
 
 
-def plain_sal(model: nn.Module, images: Tensor, targets: Tensor, *, epsilon: float = 0.05, steps: int = 10) -> dict:
+def plain_sal(
+    model: nn.Module, images: Tensor, targets: Tensor, *, epsilon: float = 0.05, steps: int = 10, layers=None
+) -> dict:
     """(S_max, S_min) of every layer by a plain loop: for each direction a full pass a step, then the projection."""
     model.eval()
     out = {}
-    for name in models.probed_layers(model):
+    for name in layers or models.probed_layers(model):
         weight = model.get_submodule(name).weight
         start, radius = weight.detach().clone(), epsilon * weight.norm().item()
         base, best = F.cross_entropy(model(images), targets).item(), {1: 0.0, -1: 0.0}

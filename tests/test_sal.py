@@ -45,9 +45,9 @@ class Plain(nn.Module):
         return self.inner(x) if x.isfinite().all() else x
 
 
-def small_net(seed=0, name="resnet8"):
+def small_net(seed=0, name="resnet8", width=4):
     """A network with batch norm whose statistics and modes are not those of a new one, and images for it."""
-    options = {"width": 4} if name == "resnet8" else {}
+    options = {"width": width} if name == "resnet8" else {}
     model = models.make(name, channels=3, classes=4, size=16, seed=seed, **options)
     rng = torch.Generator().manual_seed(seed)
     images, targets = torch.rand((24, 3, 16, 16), generator=rng), torch.randint(0, 4, (24,), generator=rng)
@@ -123,7 +123,7 @@ def test_cutting_the_network_changes_nothing(name):
     assert graph.traced(Plain(model), images) is None
     cut, whole = sal.per_layer(model, images, targets), sal.per_layer(Plain(model), images, targets)
     assert cut["layer"].tolist() == [n.removeprefix("inner.") for n in whole["layer"]]
-    cut, whole = (torch.tensor(frame.drop(columns="layer").to_numpy()) for frame in (cut, whole))
+    cut, whole = (torch.tensor(frame.drop(columns=["layer", "error"]).to_numpy()) for frame in (cut, whole))
     torch.testing.assert_close(cut, whole, rtol=1e-3, atol=1e-5)
 
 
@@ -232,7 +232,7 @@ def counted_loss():
     return loss
 
 
-@pytest.mark.parametrize("tolerance, fewest, most", [(0.0, 3 + 6, 21), (0.01, 3 + 2, 15), (0.5, 3, 8)])
+@pytest.mark.parametrize("tolerance, fewest, most", [(0.0, 3 + 6, 33), (0.01, 3 + 2, 22), (0.5, 3, 12)])
 def test_a_step_that_gains_little_is_the_last(counted_loss, tolerance, fewest, most):
     model, images, targets = small_net(name="lenet5")
     frame = sal.per_layer(model, images, targets, tolerance=tolerance, loss=counted_loss)
@@ -272,7 +272,7 @@ def test_every_step_is_projected():
 
     sal.per_layer(model, torch.eye(2), torch.arange(2), loss=spy, epsilon=0.2)
     assert max(lengths) == pytest.approx(1, abs=1e-5)
-    assert lengths[:2] == pytest.approx([0, 1], abs=1e-5) and 4 < len(lengths) <= 1 + 2 * STEPS
+    assert lengths[:3] == pytest.approx([0, 0, 1], abs=1e-5) and 5 < len(lengths) <= 2 + 2 * STEPS
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -2,34 +2,48 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import isfinite
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from . import graph
 from .config import InputError, at_least, choose
+from .extremes import Ball, Found, both_sides, search, starts
 from .models import probed_layers
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-SHRINK, GROW = 0.1, 2.0  # how much one step's length may differ from that of the step before it
+NORMS = ("l2", "linf")
+PRECISIONS = ("float32", "tf32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How SAL is searched for; `per_layer` describes each."""
+
+    epsilon: float
+    steps: int
+    tolerance: float
+    norm: str
+    errors: bool
+    precision: str
+    seed: int
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One layer's neighbourhood; all in nats but the radius (weight units)."""
+    """One layer's neighbourhood; nats, but for the radius (units of weights). error: standard error over images."""
 
+    sal: float
     s_max: float
     s_min: float
+    error: float
     radius: float
     weights: int
-
-    @property
-    def sal(self) -> float:
-        return max(self.s_max, self.s_min)
 
 
 def per_layer(
@@ -42,34 +56,45 @@ def per_layer(
     epsilon: float = 0.05,
     steps: int = 10,
     tolerance: float = 0.01,
+    norm: str = "l2",
     estimator: str = "pgd",
+    errors: bool = False,
+    precision: str = "float32",
     batch_size: int = 512,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """SAL of every Conv2d and Linear weight: DataFrame[layer, sal, s_max, s_min, radius, weights].
+    """SAL of every Conv2d and Linear weight: DataFrame[layer, sal, s_max, s_min, error, radius, weights].
 
     For layer l with radius r = epsilon * ||W_l||: s_max = max over ||D|| <= r of L(W_l + D) - L, s_min = L - the
     smallest such L(W_l + D), sal = max(s_max, s_min); L is the mean `loss` over these images, network in eval mode,
-    other layers frozen (Ye, Su, Qian 2025, the definition of SAL). images: float[n,c,h,w] as the model takes them.
-    Each extreme takes at most `steps` projected gradient steps, fewer once a step gains no more than the share
-    `tolerance` of SAL; both are lower bounds. layers: names in named_modules() (default all); seed is for estimators
-    that draw (pgd does not).
+    other layers frozen (Ye, Su, Qian 2025, the definition of SAL). images: float[n,c,h,w] as the model takes them;
+    loss(outputs, targets): a mean over images. layers: names in named_modules() (default all).
+
+    norm: "l2", or "linf" with r = epsilon * ||W_l|| / sqrt(number of weights), the largest such box in the l2 ball.
+    estimator, from cheap to dear: "gradient" (r times the gradient's length: one pass for all layers), "taylor" (that
+    and the loss at both ends of the gradient's line, and the parabola through them), "pgd" (at most `steps` projected
+    gradient steps each way, fewer once a step gains no more than the share `tolerance` of SAL, and upwards once more
+    from the opposite of what was found), "exact" (the same with sixty steps and a share of 1e-5, from the centre and
+    four random offsets drawn from `seed`, the best of all). The last two are lower bounds. error, with `errors` and the
+    last two: the standard error of the loss change over the images at the extreme found, as another draw of as many
+    images would move it; else nan. precision, of the last two's steps: "float32", "tf32" (CUDA alone knows it) or
+    "bfloat16" (autocast); what they find is scored in float32.
     Mode, weights, buffers and requires_grad are restored. Raises InputError for unknown layers or a loss not finite.
     """
     measure = ESTIMATORS[choose(estimator, ESTIMATORS, "SAL estimator")]
-    at_least(epsilon, 0, "epsilon")
-    at_least(steps, 1, "steps")
-    at_least(tolerance, 0, "tolerance")
+    settings = Settings(
+        at_least(epsilon, 0, "epsilon"), at_least(steps, 1, "steps"), at_least(tolerance, 0, "tolerance"),
+        choose(norm, NORMS, "norm"), errors, choose(precision, PRECISIONS, "precision"), seed,
+    )  # fmt: skip
     names = probed_layers(model) if layers is None else [choose(n, probed_layers(model), "layer") for n in layers]
     rows = []
-    with frozen(model):
+    with frozen(model), computed("float32", images.device):
         network = graph.traced(model, images[:1])
-        for name in names:
-            objective = _objective(*graph.cut(model, network, name), images, targets, loss, batch_size)
+        slopes = gradients(model, names, images, targets, loss, batch_size)
+        for name, slope in zip(names, slopes, strict=True):
             weight = model.get_submodule(name).weight
-            probe = measure(weight, objective, epsilon=epsilon, steps=steps, tolerance=tolerance)
-            row = {"sal": probe.sal, "s_max": probe.s_max, "s_min": probe.s_min}
-            rows.append({"layer": name, **row, "radius": probe.radius, "weights": probe.weights})
+            at = _Layer(weight, graph.cut(model, network, name), images, targets, loss, batch_size)
+            rows.append({"layer": name} | asdict(measure(at, slope, settings)))
     return pd.DataFrame(rows)
 
 
@@ -89,88 +114,139 @@ def frozen(model: nn.Module) -> Iterator[None]:
             p.grad = grad
 
 
-def _objective(head: Callable, tail: nn.Module, images: Tensor, targets: Tensor, loss: Loss, batch_size: int):
-    """A function (weight, gradient?) -> (mean loss, its gradient for `weight` or None) at the weights as they are."""
-    with torch.no_grad():
-        batches = [(head(x), y) for x, y in zip(images.split(batch_size), targets.split(batch_size), strict=True)]
-
-    def value(weight: Tensor, gradient: bool) -> tuple[float, Tensor | None]:
-        total, slope = 0.0, torch.zeros_like(weight) if gradient else None
-        with torch.set_grad_enabled(gradient):
-            for inputs, y in batches:
-                part = loss(tail(*inputs), y) * (len(y) / len(targets))
-                total += part.item()
-                if gradient:
-                    slope += torch.autograd.grad(part, weight)[0]
-        return total, slope
-
-    return value
-
-
-def _finite(value: float, where: str) -> float:
-    if not isfinite(value):
-        raise InputError(f"SAL: the loss is {value} {where}")
-    return value
-
-
-def _stepped(delta: Tensor, slope: Tensor, length: float, radius: float) -> Tensor:
-    """One step of `length` along the normalised gradient, back onto the ball; a zero gradient moves nothing."""
-    moved = delta + length * slope / slope.norm().clamp_min(1e-30)
-    return moved * (radius / moved.norm().clamp_min(1e-30)).clamp(max=1)
-
-
-def _pgd(weight: nn.Parameter, objective, *, epsilon: float, steps: int, tolerance: float) -> Probe:
-    """Normalised gradient steps, projected onto the ball after each; the best iterate counts, the start among them."""
-    start = weight.detach().clone()
-    radius = epsilon * start.norm().item()
-
-    def at(delta: Tensor, gradient: bool) -> tuple[float, Tensor | None]:
-        with torch.no_grad():
-            weight.copy_(start + delta)
-        return objective(weight.requires_grad_(gradient), gradient)
-
+@contextmanager
+def computed(precision: str, device: torch.device) -> Iterator[None]:
+    """Convolutions and matrix products in one of PRECISIONS inside."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
     try:
-        base = at(torch.zeros_like(start), True)
-        _finite(base[0], "before any perturbation; the run diverged, lower its lr")
-        s_max = _extreme(at, base, 1, radius, steps, tolerance)
-        s_min = _extreme(at, base, -1, radius, steps, tolerance, enough=s_max)
+        for backend in backends:
+            backend.allow_tf32 = precision == "tf32"
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False):
+            yield
     finally:
-        weight.requires_grad_(False)
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
+def gradients(
+    model: nn.Module, names: list[str], images: Tensor, targets: Tensor, loss: Loss, batch_size: int
+) -> list[Tensor]:
+    """The gradient of the mean loss for the weight of every named layer, from one pass over the images."""
+    weights = [model.get_submodule(name).weight.requires_grad_(True) for name in names]
+    try:
+        total = [torch.zeros_like(w) for w in weights]
+        for x, y in zip(images.split(batch_size), targets.split(batch_size), strict=True):
+            part = loss(model(x), y) * (len(y) / len(targets))
+            _checked(part.item())
+            found = torch.autograd.grad(part, weights, allow_unused=True)
+            total = [t if g is None else t + g for t, g in zip(total, found, strict=True)]
+    finally:
+        for w in weights:
+            w.requires_grad_(False)
+    return total
+
+
+def _checked(value: float) -> None:
+    if not isfinite(value):
+        raise InputError(f"SAL: the loss is {value} before any perturbation; the run diverged, lower its lr")
+
+
+class _Layer:
+    """The mean loss and its gradient as a function of one weight's offset; after a call the weight is as before."""
+
+    def __init__(self, weight: nn.Parameter, parts, images: Tensor, targets: Tensor, loss: Loss, batch_size: int):
+        head, self.tail = parts
+        self.weight, self.loss, self.count = weight, loss, len(targets)
         with torch.no_grad():
-            weight.copy_(start)
-    return Probe(s_max, s_min, radius, weight.numel())
+            pairs = zip(images.split(batch_size), targets.split(batch_size), strict=True)
+            self.batches = [(head(x), y) for x, y in pairs]
+
+    @contextmanager
+    def moved(self, offset: Tensor | None, gradient: bool) -> Iterator[None]:
+        """The weight moved by `offset` inside, its gradient wanted or not."""
+        start = self.weight.detach().clone()
+        try:
+            with torch.no_grad():
+                self.weight.copy_(start if offset is None else start + offset)
+            self.weight.requires_grad_(gradient)
+            with torch.set_grad_enabled(gradient):
+                yield
+        finally:
+            self.weight.requires_grad_(False)
+            with torch.no_grad():
+                self.weight.copy_(start)
+
+    def __call__(self, offset: Tensor | None, gradient: bool) -> tuple[float, Tensor | None]:
+        value, slope = 0.0, torch.zeros_like(self.weight) if gradient else None
+        with self.moved(offset, gradient):
+            for inputs, y in self.batches:
+                part = self.loss(self.tail(*inputs), y) * (len(y) / self.count)
+                value += part.item()
+                if gradient:
+                    slope += torch.autograd.grad(part, self.weight)[0]
+        return value, slope
+
+    def each(self, offset: Tensor | None) -> Tensor:
+        """The loss of every image alone, float[n]."""
+        with self.moved(offset, gradient=False):
+            outputs = [(self.tail(*inputs), y) for inputs, y in self.batches]
+            return torch.stack([
+                self.loss(out[i : i + 1], y[i : i + 1]) for out, y in outputs for i in range(len(y))
+            ])  # fmt: skip
+
+    def ball(self, settings: Settings) -> Ball:
+        scale = self.weight.numel() ** 0.5 if settings.norm == "linf" else 1.0
+        return Ball(settings.epsilon * self.weight.norm().item() / scale, settings.norm)
+
+    def probe(self, s_max: float, s_min: float, radius: float, error: float = float("nan")) -> Probe:
+        return Probe(max(s_max, s_min), s_max, s_min, error, radius, self.weight.numel())
+
+    def error(self, best: Found) -> float:
+        """The standard error of the loss change at this offset over the images; nan for one image."""
+        changes = self.each(best.delta) - self.each(None)
+        return (changes.std() / self.count**0.5).item()
 
 
-def _extreme(
-    at, base: tuple[float, Tensor], sign: int, radius: float, steps: int, tolerance: float, *, enough: float = 0.0
-) -> float:
-    """How far the loss rises (sign 1) or falls (-1) from `base` = (loss, slope); done when a step gains little.
-
-    Little is measured against what is gained already or `enough`, if that is more.
-    The first step is a radius long; later ones as long as the parabola through the last step's slope and gain says. In
-    one layer the loss is nearly convex: steps upwards grow into power iteration on the ball's surface, while downwards
-    they find the bottom of narrow valleys.
-    """
-    (start, slope), best, length = base, 0.0, radius
-    delta = torch.zeros_like(slope)
-    for left in reversed(range(steps)):
-        trial = _stepped(delta, slope, sign * length, radius)
-        if torch.equal(trial, delta):
-            break
-        value, gradient = at(trial, left > 0)
-        gain = sign * (_finite(value, "inside the ball; use a smaller epsilon") - start) - best
-        ahead = _peak(sign * (slope * (trial - delta)).sum().item(), gain)
-        length *= ahead if gain > 0 else min(ahead, 0.5)
-        if gain > 0:
-            best, delta, slope = best + gain, trial, gradient
-            if gain <= tolerance * max(best, enough):
-                break
-    return best
+def _searched(
+    at: _Layer, slope: Tensor, settings: Settings, *, least: int = 1, most: float = 1.0, begins: int = 1
+) -> Probe:
+    """Both extremes by projected gradient steps, the best over `begins` starts; tolerance is at most `most`."""
+    ball, rng, base = at.ball(settings), Generator().manual_seed(settings.seed), (at(None, False)[0], slope)
+    limits = {"steps": max(settings.steps, least), "tolerance": min(settings.tolerance, most)}
+    best = {}
+    for sign in (1, -1):
+        climb = partial(search, at, base, ball, sign, **limits, enough=best[1].gain if best else 0.0)
+        with computed(settings.precision, slope.device):
+            turned = sign > 0 or begins > 1  # falls have a far side as rarely as valleys have two bottoms
+            found = [both_sides(climb, s) if turned else climb(start=s) for s in starts(base, ball, begins, rng)]
+        best[sign] = max(found, key=lambda f: f.gain)
+        if settings.precision != "float32":
+            best[sign] = replace(best[sign], gain=max(sign * (at(best[sign].delta, False)[0] - base[0]), 0.0))
+    error = at.error(max(best.values(), key=lambda f: f.gain)) if settings.errors else float("nan")
+    return at.probe(best[1].gain, best[-1].gain, ball.radius, error)
 
 
-def _peak(slope: float, gain: float) -> float:
-    """Where a parabola that starts with `slope` and is `gain` at 1 has its peak, within SHRINK and GROW."""
-    return min(max(slope / (2 * (slope - gain)), SHRINK), GROW) if slope > gain else GROW
+def _gradient(at: _Layer, slope: Tensor, settings: Settings) -> Probe:
+    """First order: how far a step of full length along the gradient would move a linear loss, up or down."""
+    ball = at.ball(settings)
+    change = (slope * ball.ascent(slope)).sum().item()
+    return at.probe(change, change, ball.radius)
 
 
-ESTIMATORS = {"pgd": _pgd}
+def _taylor(at: _Layer, slope: Tensor, settings: Settings) -> Probe:
+    """Second order along the gradient: the losses at both ends of its line, and the parabola's extremum between."""
+    ball, centre = at.ball(settings), at(None, False)[0]
+    ahead = ball.ascent(slope)
+    ends = [at(sign * ahead, False)[0] - centre for sign in (1, -1)]
+    rise, bend = (slope * ahead).sum().item(), sum(ends) / 2
+    between = -(rise**2) / (4 * bend) if rise < 2 * abs(bend) else 0.0  # a fall if it bends up, a rise if down
+    return at.probe(max(*ends, between, 0.0), max(-min(ends), -between, 0.0), ball.radius)
+
+
+ESTIMATORS = {
+    "gradient": _gradient,
+    "taylor": _taylor,
+    "pgd": _searched,
+    "exact": partial(_searched, least=60, most=1e-5, begins=5),
+}
