@@ -87,6 +87,16 @@ def test_helpers_of_a_record():
     assert tables.threshold([record("clean", 5, 0.9, 0)]) == pytest.approx((LOW + HIGH) / 2)
 
 
+def test_trajectories_are_tidy():
+    runs = [record("em", 2, 0.5, 0), record("lsp", 5, 0.5, 1, epochs=3)]
+    frame = tables.trajectories(runs)
+    assert len(frame) == (2 + 3) * LAYERS and not frame.isna().any(axis=None)
+    assert frame.columns.tolist()[:4] == ["method", "seed", "epoch", "layer"]
+    above = frame[frame["sal"] == HIGH].groupby(["method", "seed", "epoch"]).size()
+    assert above.to_dict() == {("em", 0, 1): 2, ("em", 0, 2): 2} | {("lsp", 1, e): 5 for e in (1, 2, 3)}
+    assert frame["weights"].tolist() == 5 * WEIGHTS
+
+
 def test_load_reads_conditions_in_order(tmp_path):
     for name, seeds in (("toy-b", 2), ("toy-a", 1)):
         records.save({"runs": [record(name[-1], 1, 0.5, s) for s in range(seeds)]}, tmp_path / f"{name}.json")

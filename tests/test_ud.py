@@ -35,7 +35,7 @@ def test_threshold_is_the_mean_over_epochs():
 def test_two_means_is_as_good_as_scikit_learn(seed):
     rng = np.random.default_rng(seed)
     values = rng.exponential(size=rng.integers(3, 40))
-    centres = np.array(ud.two_means(values))
+    centres = np.array(ud.means(values))
     inertia = (np.abs(values[:, None] - centres).min(1) ** 2).sum()
     other = KMeans(2, n_init=20, random_state=0).fit(values[:, None])
     assert inertia == pytest.approx(other.inertia_, rel=1e-9)
@@ -87,7 +87,7 @@ def test_values_that_are_not_finite_are_refused(bad, which):
         (CLEAN[0], CLEAN, {}, r"run: SAL must be \[epochs, layers\].*\(4,\)"),
         (np.empty((0, 4)), CLEAN, {}, "not empty"),
         (CLEAN, CLEAN, {"beta": 2.0}, "no layer of the clean run lies above beta = 2"),
-        (CLEAN[:, :1], CLEAN[:, :1], {}, "needs two layers or more, got 1"),
+        (CLEAN[:, :1], CLEAN[:, :1], {}, "needs 2 layers or more, got 1"),
         (CLEAN, CLEAN, {"weights": [1, 2]}, "2 weight counts for 4 layers"),
     ],
 )
@@ -97,6 +97,74 @@ def test_runs_that_cannot_be_compared_are_refused(run, clean, options, message):
 
 
 def test_equal_layers_have_no_learnable_one():
-    assert ud.two_means([0.5, 0.5, 0.5, 0.5]) == (0.5, 0.5)
+    assert ud.means([0.5, 0.5, 0.5, 0.5]) == [0.5, 0.5]
     with pytest.raises(ValueError, match="no layer of the clean run"):
         ud.distance(CLEAN, np.full((2, 4), 0.5))
+
+
+# ---- Other threshold rules ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["kmeans", "otsu", "gmm"])
+@pytest.mark.parametrize("sizes", [(10, 10), (4, 17)])
+def test_two_far_groups_are_parted_by_every_rule(rule, sizes):
+    rng = np.random.default_rng(0)
+    low, high = rng.normal(1, 0.1, sizes[0]), rng.normal(9, 0.1, sizes[1])
+    beta = ud.threshold([rng.permutation([*low, *high])], rule)
+    assert low.max() < beta < high.min()
+
+
+def test_three_means_part_the_highest_group():
+    values = [0.0, 0.2, 5.0, 5.2, 5.4, 9.0, 11.0]
+    assert ud.means(values, 3) == pytest.approx([0.1, 5.2, 10])
+    assert ud.threshold([values], "kmeans3") == pytest.approx(7.6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_three_means_are_as_good_as_scikit_learn(seed):
+    values = np.random.default_rng(seed).exponential(size=15)
+    centres = np.array(ud.means(values, 3))
+    inertia = (np.abs(values[:, None] - centres).min(1) ** 2).sum()
+    assert inertia == pytest.approx(KMeans(3, n_init=50, random_state=0).fit(values[:, None]).inertia_, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_otsu_has_the_largest_variance_between_its_sides(seed):
+    values = np.random.default_rng(seed).lognormal(size=13)
+
+    def between(beta):
+        low, high = values[values <= beta], values[values > beta]
+        return len(low) * len(high) * (low.mean() - high.mean()) ** 2
+
+    beta, v = ud.threshold([values], "otsu"), np.sort(values)
+    best = max((v[:-1] + v[1:]) / 2, key=between)
+    assert beta == pytest.approx(best)
+
+
+def test_equal_gaussians_cross_in_the_middle():
+    rng = np.random.default_rng(1)
+    draws = rng.normal(0, 1, 4000)
+    assert ud.threshold([np.concatenate([draws + 2, -draws + 8])], "gmm") == pytest.approx(5, abs=0.1)
+
+
+def test_percentiles_are_those_of_the_layers():
+    assert ud.threshold([[1, 2, 3, 4, 5]], "p50") == 3 and ud.threshold([[1, 2, 3, 4, 5]], "p75") == 4
+
+
+@pytest.mark.parametrize("rule", ud.RULES)
+def test_clean_against_itself_is_one_by_every_rule(rule):
+    clean = np.random.default_rng(5).lognormal(sigma=2, size=(5, 21))
+    assert ud.distance(clean, clean, rule=rule) == 1
+
+
+def test_only_epochs_in_the_window_count():
+    run = np.array([[9.0, 9, 9, 9], [0, 0, 0, 0.7]])
+    assert ud.distance(run, CLEAN, window=slice(1, None)) == 1 / 2  # the second epoch's own beta is .5
+    assert ud.distance(run, CLEAN, window=slice(0, 1)) == 4 / 2
+    with pytest.raises(ValueError, match="no probed epoch lies in the window"):
+        ud.distance(run, CLEAN, window=slice(2, None))
+
+
+def test_unknown_rules_list_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown threshold rule 'median'; choose from kmeans, kmeans3, otsu"):
+        ud.threshold(CLEAN, "median")

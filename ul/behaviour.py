@@ -45,19 +45,13 @@ def _row(poison: dict, frame: pd.DataFrame) -> dict:
 
 def _completed(part: pd.DataFrame) -> pd.DataFrame:
     """Holm over one data set's methods, published values and agreement of order."""
-    part = part.assign(p_holm=_holm(part["p_noise"]))
+    part = part.assign(p_holm=stats.holm(part["p_noise"]))
     comparable = (part["recipe"] != CPU) & ((part["eps"] - published.EPS).abs() < 1e-4)
     whole = part[comparable].set_index("method")["test_accuracy"].to_dict()
     part["published"] = [published.CIFAR10.get(m) if m in whole else None for m in part["method"]]
     alike = published.agreeing(whole)
     part["ordered_alike"] = [alike.get(m, "") for m in part["method"]]
     return part.drop(columns="p_noise").astype({"published": float})
-
-
-def _holm(p: pd.Series) -> pd.Series:
-    """Holm over the tests there are; nan stays nan."""
-    tested = p.dropna()
-    return pd.Series(stats.holm(tested), index=tested.index).reindex(p.index)
 
 
 def with_recipes(table: pd.DataFrame, path) -> pd.DataFrame:
@@ -93,7 +87,7 @@ def defended(runs: list[dict]) -> pd.DataFrame:
     if not rows:
         return pd.DataFrame(columns=[*GROUP, "method", "n", "test_accuracy"])
     found = pd.DataFrame(rows)
-    found["p_holm"] = pd.concat([_holm(part["p"]) for _, part in found.groupby(GROUP, sort=False)])
+    found["p_holm"] = found.groupby(GROUP)["p"].transform(stats.holm)
     return found.drop(columns="p")
 
 

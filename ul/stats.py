@@ -103,10 +103,11 @@ def _orders(values: np.ndarray, reps: int, seed: int) -> np.ndarray:
 
 
 def holm(p: ArrayLike) -> np.ndarray:
-    """Holm's step-down adjusted p values, in the order given (Holm 1979)."""
+    """Holm's step-down adjusted p values, in the order given (Holm 1979); nan is no test and stays nan."""
     p = np.asarray(p, dtype=float)
-    order = np.argsort(p)
-    steps = np.maximum.accumulate((len(p) - np.arange(len(p))) * p[order])
-    adjusted = np.empty_like(p)
+    tests = np.isfinite(p).sum()
+    order = np.argsort(p)[:tests]  # nan is last
+    steps = np.maximum.accumulate((tests - np.arange(tests)) * p[order])
+    adjusted = np.full_like(p, np.nan)
     adjusted[order] = np.minimum(steps, 1)
     return adjusted

@@ -23,6 +23,19 @@ def sal_matrix(run: dict, value: str = "sal") -> np.ndarray:
     return np.array([probe[value] for probe in run["sal"]], dtype=float)
 
 
+def trajectories(runs: list[dict]) -> pd.DataFrame:
+    """SAL along training, one row a run, probed epoch and layer.
+
+    method, seed, epoch, layer, sal, s_max, s_min, error (standard error over images) in nats, radius, weights.
+    """
+    parts = [
+        pd.DataFrame(probe).assign(method=run["config"]["method"], seed=run["config"]["seed"])
+        for run in runs
+        for probe in run["sal"]
+    ]
+    return pd.concat(parts, ignore_index=True).set_index(["method", "seed", "epoch", "layer"]).reset_index()
+
+
 def layer_weights(run: dict) -> np.ndarray:
     """Weights of each probed layer, int[layers]."""
     return np.array(run["sal"][0]["weights"])
@@ -84,7 +97,9 @@ def by_method(frame: pd.DataFrame, floors: dict[str, float]) -> pd.DataFrame:
         for block, part in frame.groupby(BLOCK, sort=False)
         for method in part["method"].unique()
     ]
-    return pd.DataFrame(rows).pipe(_adjusted)
+    found = pd.DataFrame(rows)
+    found["p_holm"] = found.groupby(BLOCK)["p_ud_layers"].transform(stats.holm)
+    return found
 
 
 def _summary(part: pd.DataFrame, method: str, low: float) -> dict:
@@ -96,15 +111,6 @@ def _summary(part: pd.DataFrame, method: str, low: float) -> dict:
         out |= stats.paired(ratios, np.ones(len(ratios)), log=True, floor=low).columns(unit)
     logs = np.log(np.maximum(part.loc[part["method"] == method, "ud_layers"], low))
     return out | {"p_ud_layers": float("nan") if method == CLEAN else stats.p_value(logs)}
-
-
-def _adjusted(frame: pd.DataFrame) -> pd.DataFrame:
-    """Holm within each block; conditions without a test keep nan."""
-    frame["p_holm"] = float("nan")
-    for _, part in frame.groupby(BLOCK):
-        tested = part["p_ud_layers"].dropna()
-        frame.loc[tested.index, "p_holm"] = stats.holm(tested)
-    return frame
 
 
 def rank_correlation(frame: pd.DataFrame, unit: str = "ud_layers") -> dict:

@@ -4,6 +4,10 @@ Ye, Su, Qian 2025 (arXiv 2509.08058), section 4; the definitions of this artifac
 All arrays are SAL values float[epochs, layers]: one row a probed epoch, one column a layer.
 """
 
+from collections.abc import Callable
+from functools import partial
+from itertools import combinations
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -17,25 +21,68 @@ def _checked(sal: ArrayLike, what: str) -> np.ndarray:
     return values
 
 
-def two_means(values: ArrayLike) -> tuple[float, float]:
-    """The two k-means centres (k = 2) of float[n] numbers, exactly: the best of all splits of the sorted values.
+def means(values: ArrayLike, k: int = 2) -> list[float]:
+    """The k-means centres of float[n] numbers in rising order, exactly: the best of all splits of the sorted values.
 
-    Equal values give two equal centres.
+    Equal values give equal centres. Raises ValueError for fewer than k values.
     """
     v = np.sort(np.asarray(values, dtype=float))
-    if len(v) < 2:
-        raise ValueError(f"k-means with k = 2 needs two layers or more, got {len(v)}")
-    splits = [(np.var(v[:i]) * i + np.var(v[i:]) * (len(v) - i), i) for i in range(1, len(v))]
-    _, cut = min(splits)
-    return float(v[:cut].mean()), float(v[cut:].mean())
+    if len(v) < k:
+        raise ValueError(f"k-means with k = {k} needs {k} layers or more, got {len(v)}")
+    splits = [np.split(v, cuts) for cuts in combinations(range(1, len(v)), k - 1)]
+    best = min(splits, key=lambda parts: sum(np.var(part) * len(part) for part in parts))
+    return [float(part.mean()) for part in best]
 
 
-def threshold(clean: ArrayLike) -> float:
-    """Learnable threshold: per probed epoch the midpoint of the two k-means centres over layers, mean over epochs.
+def _upper_middle(values: np.ndarray, *, k: int) -> float:
+    """The midpoint of the two largest k-means centres."""
+    return float(np.mean(means(values, k)[-2:]))
 
-    clean: float[epochs, layers], SAL of the clean run. Raises ValueError for NaN, infinity or a single layer.
+
+def _otsu(values: np.ndarray) -> float:
+    """The middle of the gap between k-means' two groups, whose split is the one of Otsu (1979)."""
+    centres, v = means(values), np.sort(values)
+    low = np.abs(v - centres[0]) <= np.abs(v - centres[1])
+    return float((v[low].max() + v[~low].min()) / 2) if not low.all() else float(v.max())
+
+
+def _mixture(values: np.ndarray) -> float:
+    """Where two Gaussians fitted to the values are equally likely, between their means.
+
+    Raises ValueError if they cross nowhere between.
     """
-    return float(np.mean([sum(two_means(row)) / 2 for row in _checked(clean, "clean run")]))
+    from sklearn.mixture import GaussianMixture
+
+    fitted = GaussianMixture(2, random_state=0, n_init=5).fit(values[:, None])
+    low, high = np.argsort(fitted.means_[:, 0])
+    grid = np.linspace(fitted.means_[low, 0], fitted.means_[high, 0], 2001)
+    above = fitted.predict_proba(grid[:, None])[:, high] > 0.5
+    if above.all() or not above.any():
+        raise ValueError("the two Gaussians of the rule gmm do not cross between their means; use another rule")
+    return float(grid[above.argmax()])
+
+
+# float[layers] of one epoch -> the value above which a layer counts as learnable.
+RULES: dict[str, Callable[[np.ndarray], float]] = {
+    "kmeans": partial(_upper_middle, k=2),
+    "kmeans3": partial(_upper_middle, k=3),
+    "otsu": _otsu,
+    "gmm": _mixture,
+    "p50": partial(np.percentile, q=50),
+    "p75": partial(np.percentile, q=75),
+}
+
+
+def threshold(clean: ArrayLike, rule: str = "kmeans") -> float:
+    """Learnable threshold: `rule` over the layers of each probed epoch, mean over epochs.
+
+    clean: float[epochs, layers], SAL of the clean run. rule: "kmeans" (the paper's: midpoint of the two centres),
+    "kmeans3" (of the upper two of three), "otsu", "gmm", or a percentile over layers ("p50", "p75"). Raises ValueError
+    for NaN, infinity, a single layer or an unknown rule.
+    """
+    if rule not in RULES:
+        raise ValueError(f"unknown threshold rule {rule!r}; choose from {', '.join(RULES)}")
+    return float(np.mean([RULES[rule](row) for row in _checked(clean, "clean run")]))
 
 
 def learnable(sal: ArrayLike, beta: float, *, weights: ArrayLike | None = None) -> np.ndarray:
@@ -47,16 +94,23 @@ def learnable(sal: ArrayLike, beta: float, *, weights: ArrayLike | None = None) 
     return (values > beta) @ unit
 
 
-def distance(run: ArrayLike, clean: ArrayLike, *, weights: ArrayLike | None = None, beta: float | None = None) -> float:
-    """UD = mean #LP of `run` over mean #LP of its clean twin; beta defaults to the clean run's threshold.
+def distance(
+    run: ArrayLike, clean: ArrayLike, *, weights: ArrayLike | None = None, beta: float | None = None,
+    rule: str = "kmeans", window: slice = slice(None),
+) -> float:  # fmt: skip
+    """UD = mean #LP of `run` over mean #LP of its clean twin; beta defaults to the clean run's threshold by `rule`.
 
-    0: truly unlearnable, 1: as learnable as clean, > 1: not unlearnable but adversarial. Raises ValueError for runs of
-    different shape, NaN, or a clean run without a learnable layer.
+    window: which probed epochs count, for beta as well (default: all of them). 0: truly unlearnable, 1: as learnable
+    as clean, > 1: not unlearnable but adversarial. Raises ValueError for runs of different shape, NaN, an empty window
+    or a clean run without a learnable layer.
     """
     run, clean = _checked(run, "run"), _checked(clean, "clean run")
     if run.shape != clean.shape:
         raise ValueError(f"run is [epochs, layers] {run.shape}, clean {clean.shape}; probe the same epochs and layers")
-    beta = threshold(clean) if beta is None else beta
+    run, clean = run[window], clean[window]
+    if len(clean) == 0:
+        raise ValueError(f"no probed epoch lies in the window {window}; probe more epochs or widen it")
+    beta = threshold(clean, rule) if beta is None else beta
     base = learnable(clean, beta, weights=weights).mean()
     if base == 0:
         raise ValueError(f"no layer of the clean run lies above beta = {beta:.3g}; train the clean run longer")
