@@ -236,8 +236,17 @@ def test_scatter_names_each_method_at_its_mean():
 def test_spectrum_finds_a_planted_wave():
     _, ax = plt.subplots()
     wave = np.cos(2 * np.pi * 3 * np.arange(16) / 16)  # three cycles across
-    figures.spectrum(ax, np.broadcast_to(wave, (2, 3, 16, 16)))
+    figures.spectrum(ax, np.broadcast_to(wave, (2, 3, 16, 16)), name="em")
     picture = ax.images[0]
     row, column = np.unravel_index(np.argmax(picture.get_array()), (16, 16))
     assert row == 8 and abs(column - 8) == 3
-    assert "cycles" in ax.get_xlabel()
+    assert "cycles" in ax.get_xlabel() and "em" in ax.get_title()
+
+
+def test_rankings_have_a_row_a_choice():
+    values = pd.DataFrame({"em": [0.1, -0.5], "ar": [0.2, np.nan]}, index=["default", "other"])
+    table = pd.DataFrame({"tau": [1.0, 0.2], "tau_low": [np.nan, -3.0], "tau_high": [np.nan, 3.4]}, index=values.index)
+    table = table.join(table.add_prefix("accuracy_"))
+    left, right = figures.rankings(values, table).axes
+    assert [t.get_text() for t in left.get_yticklabels()] == ["default", "other"] and left.yaxis_inverted()
+    assert right.get_xlim() == (-1.05, 1.05)

@@ -13,11 +13,14 @@ from matplotlib.figure import Figure
 
 from .records import write_bytes
 
-# Okabe and Ito's colours, told apart by colour-blind readers; a method keeps its colour in every figure.
+# A method keeps its colour in every figure. The headline methods have Okabe and Ito's colours, the others Tol's muted
+# ones: both are told apart by colour-blind readers, though not all of both together.
 COLOURS = {
     "clean": "#000000", "noise": "#999999", "em": "#D55E00", "lsp": "#0072B2", "ops": "#009E73", "ar": "#CC79A7",
-    "tap": "#E69F00",
+    "tap": "#E69F00", "rem": "#882255", "hypo": "#56B4E9", "sep": "#332288", "cuda": "#117733", "tue": "#44AA99",
+    "dc": "#999933", "ntga": "#DDCC77", "em_classwise": "#CC6677", "em_ops": "#AA4499", "noise_classwise": "#555555",
 }  # fmt: skip
+ABREAST = 8  # heat maps in a row, at most
 STYLE = {
     "svg.hashsalt": "ul", "svg.fonttype": "none", "font.size": 8, "axes.titlesize": 9, "axes.spines.top": False,
     "axes.spines.right": False, "figure.dpi": 110, "savefig.dpi": 160, "figure.constrained_layout.use": True,
@@ -79,20 +82,24 @@ def gallery(rows: dict[str, np.ndarray], *, cell: float = 0.75) -> Figure:
 def heat_maps(
     maps: dict[str, np.ndarray], layers: Sequence[str], epochs: Sequence[int], *, beta: float | None
 ) -> Figure:
-    """SAL [epochs, layers] (nats) of several conditions side by side on one logarithmic scale.
+    """SAL [epochs, layers] (nats) of several conditions on one logarithmic scale.
 
     The learnable threshold `beta`, if given, is marked on the colour bar; white dots mark layers above it.
     """
     values = np.concatenate([m.ravel() for m in maps.values()])
     top = values.max() or 1.0  # all zero at epsilon = 0
     norm = matplotlib.colors.LogNorm(max(values[values > 0].min(initial=top) / 2, top * 1e-5), top, clip=True)
-    size = (1.35 * len(maps) + 1.9, 0.2 * len(layers) + 1.0)
-    figure, axes = plt.subplots(1, len(maps), figsize=size, sharey=True, squeeze=False)
-    for ax, (name, sal) in zip(axes[0], maps.items(), strict=True):
+    rows = -(-len(maps) // ABREAST)
+    columns = -(-len(maps) // rows)
+    size = (1.35 * columns + 1.9, (0.2 * len(layers) + 1.0) * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
+    for ax, (name, sal) in zip(axes.flat, maps.items(), strict=False):
         picture = ax.pcolormesh(sal.T, norm=norm, edgecolors="white", linewidth=0.3)
         high, low = np.nonzero(sal > (np.inf if beta is None else beta))
         ax.plot(high + 0.5, low + 0.5, "o", color="white", markeredgecolor="black", markeredgewidth=0.4, markersize=3)
         ax.set(title=name, xticks=np.arange(len(epochs)) + 0.5, xticklabels=epochs, xlabel="epoch")
+    for ax in axes.flat[len(maps) :]:
+        ax.set_axis_off()
     axes[0, 0].set(yticks=np.arange(len(layers)) + 0.5, yticklabels=layers)
     axes[0, 0].invert_yaxis()
     bar = figure.colorbar(picture, ax=axes, label="SAL (nats), mean over seeds")
@@ -129,6 +136,29 @@ def scatter(ax: Axes, frame, *, x: str, y: str, labels: tuple[str, str]) -> Axes
     return ax
 
 
+def rankings(values, table) -> Figure:
+    """How choices place methods: one row a choice, by name and in order.
+
+    values: DataFrame with a column a method. table: DataFrame with tau and accuracy_tau and their intervals.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 0.2 * len(values) + 1.2), sharey=True)
+    for method in values.columns:
+        left.plot(values[method], values.index, "o", color=colour(method), label=method, markersize=4)
+    left.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+    left.set(xlabel="log UD, mean over seeds")
+    for column, name, paint in (("tau", "the default's UD", "#000000"), ("accuracy_tau", "accuracy", "#D55E00")):
+        ends = table[[f"{column}_low", f"{column}_high"]].clip(-1, 1)
+        spans = ends.sub(table[column], axis=0).abs().fillna(0).T.to_numpy()
+        right.errorbar(
+            table[column], table.index, xerr=spans, fmt="o", color=paint, capsize=2, markersize=4, label=name
+        )
+    right.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+    right.set(xlabel="Kendall's τ over methods", xlim=(-1.05, 1.05), xticks=(-1, -0.5, 0, 0.5, 1))
+    right.invert_yaxis()
+    figure.legend(ncols=6, loc="outside upper center")
+    return figure
+
+
 def curves(ax: Axes, lines: dict[str, np.ndarray], *, ylabel: str) -> Axes:
     """float[seeds, epochs] a method: mean over seeds with the range as a band."""
     for name, values in lines.items():
@@ -137,16 +167,22 @@ def curves(ax: Axes, lines: dict[str, np.ndarray], *, ylabel: str) -> Axes:
         ax.plot(epochs, values.mean(0), color=colour(name), label=f"{name} (n={len(values)})")
         ax.fill_between(epochs, values.min(0), values.max(0), color=colour(name), alpha=0.2, linewidth=0)
     ax.set(xlabel="epoch", ylabel=ylabel)
-    ax.legend()
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)  # above the axes: inside it would lie on some line
     return ax
 
 
-def spectrum(ax: Axes, delta: np.ndarray) -> Axes:
-    """Mean log10 amplitude of the perturbation's Fourier transform, float[n,c,h,w] in units of [0, 1]; centre is 0."""
+def spectrum(ax: Axes, delta: np.ndarray, *, name: str) -> Axes:
+    """Mean log10 amplitude of the Fourier transform of `name`'s perturbation; the centre is 0 cycles.
+
+    delta: float[n,c,h,w] in units of [0, 1].
+    """
     parts = [np.abs(np.fft.fft2(delta[i : i + 100])).mean(1).sum(0) for i in range(0, len(delta), 100)]
     amplitude = np.fft.fftshift(sum(parts) / len(delta))
     h, w = amplitude.shape
-    picture = ax.imshow(np.log10(amplitude + 1e-4), extent=(-w / 2, w / 2, -h / 2, h / 2))
-    ax.set(xlabel="cycles per image", ylabel="cycles per image", title="spectrum")
+    values = np.log10(amplitude + 1e-4)
+    middle, half = (values.max() + values.min()) / 2, max(np.ptp(values) / 2, 0.05)  # a flat spectrum has no contrast
+    extent = (-w / 2, w / 2, -h / 2, h / 2)
+    picture = ax.imshow(values, extent=extent, vmin=middle - half, vmax=middle + half)
+    ax.set(xlabel="cycles per image", ylabel="cycles per image", title=f"{name}: spectrum")
     plt.colorbar(picture, ax=ax, label="log10 amplitude")
     return ax

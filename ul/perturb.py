@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-BLOCK = 1000  # images of 3x32x32 values that are held as floats at once; fewer larger ones
+BLOCK = 250  # images of 3x32x32 values that are held as floats at once; fewer larger ones
 Loss = Callable[[Tensor], Tensor]
 
 
