@@ -2,19 +2,35 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from types import MappingProxyType
 
 import joblib
+import pandas as pd
 import torch
 from joblib.externals.loky import get_reusable_executor
 
-from . import data, defenses, models, perturb, poisons, records, sal, train
-from .config import at_least, choose, probe_epochs
+from . import data, defenses, models, perturb, poisons, public, records, sal, train
+from .config import at_least, choose, probe_epochs, within
 
 CLEAN = "clean"
 SAL_BATCH = {"cpu": 64, "cuda": 512}  # 64 images of 32x32 stay in a core's cache: a fifth faster than 128
+
+
+@dataclass(frozen=True)
+class Sal:
+    """One way to probe: on which images (`part`: the run's own training images, the clean ones, or test) and how."""
+
+    images: int = 128
+    part: str = "own"
+    epsilon: float = 0.05
+    steps: int = 10
+    norm: str = "l2"
+    estimator: str = "pgd"
+    draw: int = 0  # of the images
+    departures: tuple[str, ...] = ()  # of the public code (ul.public); the search is then its own
 
 
 @dataclass(frozen=True)
@@ -36,9 +52,9 @@ class Cell:
     recipe: train.Recipe
     seed: int
     probes: tuple[int, ...]  # epochs, from 1
-    sal_images: int
-    sal_epsilon: float
-    sal_steps: int
+    sal: Sal
+    share: float = 1.0  # of the training images that are poisoned
+    label_noise: float = 0.0  # share of the training labels that are drawn anew
 
 
 def cells(config: Mapping) -> list[Cell]:
@@ -54,9 +70,13 @@ def cells(config: Mapping) -> list[Cell]:
     strength = poisons.strength(source.eps if config["eps"] is None else config["eps"])
     first = Cell(
         **named, size=source.size, target=source.target, poison_recipe=config["recipe"], poison_seed=0, eps=strength,
-        recipe=recipe, seed=0, probes=probes, sal_images=config["sal_images"], sal_epsilon=0.05, sal_steps=10,
+        recipe=recipe, seed=0, probes=probes, sal=Sal(images=config["sal_images"]), share=config["share"],
+        label_noise=config["label_noise"],
     )  # fmt: skip
     return [replace(first, seed=seed) for seed in range(config["seeds"])]
+
+
+AtEnd = Callable[[Cell, torch.nn.Module, data.Split], dict[str, float]]
 
 
 @lru_cache(maxsize=4)
@@ -75,22 +95,53 @@ def splits(cell: Cell):
 
 
 def poisoned(cell: Cell) -> data.Split:
-    """What the cell's victim trains on: clean images, a user's file, or a poison made now."""
+    """What the cell's victim trains on: clean images, a user's file or a poison made now, in part, with label noise."""
     clean, _ = splits(cell)
     if cell.poison is not None:
-        return data.read_poison(cell.poison, clean)
-    if cell.method == CLEAN:
-        return clean
-    return poisons.make(
-        cell.method, clean, eps=cell.eps, seed=cell.poison_seed, device=models.device(), target=cell.target,
-        recipe=cell.poison_recipe,
-    )  # fmt: skip
+        images = data.read_poison(cell.poison, clean)
+    elif cell.method == CLEAN:
+        images = clean
+    else:
+        images = poisons.make(
+            cell.method, clean, eps=cell.eps, seed=cell.poison_seed, device=models.device(), target=cell.target,
+            recipe=cell.poison_recipe,
+        )  # fmt: skip
+    return relabelled(mixed(clean, images, cell.share), cell.target, cell.label_noise)
 
 
-def run(cell: Cell, images: data.Split | None = None) -> dict:
+def mixed(clean: data.Split, poison: data.Split, share: float) -> data.Split:
+    """`poison` on this share (0..1) of the images, `clean` on the rest; a larger share holds a smaller one's images."""
+    keep = _first(len(clean), 1 - within(share, "share"), seed=1)
+    images = poison.images.clone()
+    images[keep] = clean.images[keep]
+    return replace(poison, images=images)
+
+
+def relabelled(split: data.Split, target: str, share: float) -> data.Split:
+    """This share (0..1) of the labels drawn anew, uniformly from the other classes."""
+    chosen = _first(len(split), within(share, "label_noise"), seed=2)
+    labels = split.targets[target].clone()
+    classes = int(labels.max()) + 1
+    shift = torch.randint(1, classes, (len(split),), generator=torch.Generator().manual_seed(3))
+    labels[chosen] = (labels[chosen] + shift[chosen]) % classes
+    return replace(split, targets=split.targets | {target: labels})
+
+
+def _first(count: int, share: float, *, seed: int) -> torch.Tensor:
+    """The first `share` of a fixed permutation of `count` rows."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[: round(share * count)]
+
+
+def run(
+    cell: Cell, images: data.Split | None = None, *, also: Mapping[str, Sal] = MappingProxyType({}),
+    at_end: AtEnd | None = None,
+) -> dict:  # fmt: skip
     """Train one victim and probe SAL; the record holds configuration, versions, history and SAL per epoch and layer.
 
-    images: the cell's training images if they are at hand (default: `poisoned(cell)`).
+    images: the cell's training images if they are at hand (default: `poisoned(cell)`). also: further ways to probe the
+    same network at the same epochs, kept under `also` by name. at_end(cell, model, images): called with the trained
+    network, its numbers are kept under `scores`.
     """
     start = time.monotonic()
     clean, test = splits(cell)
@@ -100,16 +151,21 @@ def run(cell: Cell, images: data.Split | None = None) -> dict:
         cell.architecture, channels=clean.images.shape[1], classes=data.SOURCES[cell.dataset].classes,
         size=clean.images.shape[-1], seed=cell.seed,
     )  # fmt: skip
-    defense, probe = defenses.make(cell.defense), _Probe(cell, images, where)
+    history = train.History()
+    probes = {name: _Probe(cell, way, images, where, history) for name, way in {"sal": cell.sal, **also}.items()}
     with models.one_thread(where):
-        history = train.fit(
-            model, images, test, recipe=cell.recipe, defense=defense, seed=cell.seed, device=where,
-            target=cell.target, on_epoch=probe,
+        train.fit(
+            model, images, test, recipe=cell.recipe, defense=defenses.make(cell.defense), seed=cell.seed, device=where,
+            target=cell.target, on_epoch=lambda epoch, m: [probe(epoch, m) for probe in probes.values()],
+            history=history,
         )  # fmt: skip
-    record = _configuration(cell, images, test, where) | {"history": history.as_dict(), "sal": probe.tables}
+    tables = {name: probe.tables for name, probe in probes.items()}
+    record = _configuration(cell, images, test, where) | {"history": history.as_dict(), "sal": tables.pop("sal")}
+    record |= {"also": {name: {"way": asdict(also[name]), "sal": tables[name]} for name in also}} if also else {}
+    record |= {"scores": at_end(cell, model, images)} if at_end else {}
     records.note(
         f"trained {cell.dataset} {cell.method} {cell.architecture} {cell.defense} seed {cell.seed}: "
-        f"{cell.recipe.epochs} epochs, {len(probe.tables)} SAL probes, test accuracy "
+        f"{cell.recipe.epochs} epochs, {len(record['sal'])} SAL probes, test accuracy "
         f"{history.test_accuracy[-1]:.3f}, {time.monotonic() - start:.1f} s"
     )
     return records.rounded(record)
@@ -118,25 +174,41 @@ def run(cell: Cell, images: data.Split | None = None) -> dict:
 class _Probe:
     """Called after each epoch; keeps SAL of the listed epochs as plain lists."""
 
-    def __init__(self, cell: Cell, images: data.Split, where: torch.device):
-        self.cell, self.tables = cell, []
-        self.chosen = sal_subset(defenses.make(cell.defense).prepare(images), cell.sal_images)
-        images = perturb.to_float(self.chosen.images.to(where))
-        self.images = images.contiguous(memory_format=torch.channels_last)
-        self.targets = self.chosen.targets[cell.target].to(where)
+    def __init__(self, cell: Cell, way: Sal, images: data.Split, where: torch.device, history: train.History):
+        self.cell, self.way, self.history, self.tables = cell, way, history, []
+        chosen = sal_subset(_part(cell, way, images), way.images, draw=way.draw)
+        self.images = perturb.to_float(chosen.images.to(where)).contiguous(memory_format=torch.channels_last)
+        self.targets = chosen.targets[cell.target].to(where)
 
     def __call__(self, epoch: int, model: torch.nn.Module) -> None:
         if epoch in self.cell.probes:
-            frame = sal.per_layer(
-                model, self.images, self.targets, epsilon=self.cell.sal_epsilon, steps=self.cell.sal_steps,
-                batch_size=SAL_BATCH[self.images.device.type],
-            )  # fmt: skip
-            self.tables.append({"epoch": epoch, **frame.to_dict("list")})
+            frame = self.departed(model) if self.way.departures else self.defined(model)
+            self.tables.append({"epoch": epoch, **frame.dropna(axis=1).to_dict("list")})
+
+    def defined(self, model: torch.nn.Module) -> pd.DataFrame:
+        return sal.per_layer(
+            model, self.images, self.targets, epsilon=self.way.epsilon, steps=self.way.steps, norm=self.way.norm,
+            estimator=self.way.estimator, errors=True, batch_size=SAL_BATCH[self.images.device.type],
+        )  # fmt: skip
+
+    def departed(self, model: torch.nn.Module) -> pd.DataFrame:
+        recipe = self.cell.recipe
+        return public.per_layer(
+            model, self.images, self.targets, self.way.departures, train_loss=self.history.train_loss[-1],
+            augment=lambda images, rng: train.augment(images, pad=recipe.pad, flip=recipe.flip, rng=rng),
+            epsilon=self.way.epsilon, iterations=self.way.steps,
+        )  # fmt: skip
 
 
-def sal_subset(split: data.Split, count: int) -> data.Split:
+def _part(cell: Cell, way: Sal, images: data.Split) -> data.Split:
+    """The images that a probe draws from: the run's own after its defense's preparation, the clean ones, or test."""
+    clean, test = splits(cell)
+    return {"own": defenses.make(cell.defense).prepare(images), "clean": clean, "test": test}[way.part]
+
+
+def sal_subset(split: data.Split, count: int, *, draw: int = 0) -> data.Split:
     """The first `count` images of a fixed permutation: the same positions in a clean and in a poisoned run."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(draw))
     return split.take(order[:count])
 
 
@@ -149,17 +221,25 @@ def _configuration(cell: Cell, images: data.Split, test: data.Split, where: torc
     return {"config": settings, "data": contents, "machine": machine, "versions": records.versions()}
 
 
-def run_all(chosen: list[Cell], images: data.Split | None = None, *, jobs: int | None = None) -> list[dict]:
-    """Records of all cells in order; on the CPU in `jobs` processes (default: one a core), each with one thread."""
-    images = poisoned(chosen[0]) if images is None else images
+def run_all(
+    chosen: list[Cell], images: data.Split | None = None, *, jobs: int | None = None,
+    also: Mapping[str, Sal] = MappingProxyType({}), at_end: AtEnd | None = None,
+) -> list[dict]:  # fmt: skip
+    """Records of all cells in order; on the CPU in `jobs` processes (default: one a core), each with one thread.
+
+    images: what all of them train on; by default each makes its own, or all share one if they differ in seed only.
+    """
+    if images is None and len({replace(cell, seed=0) for cell in chosen}) == 1:
+        images = poisoned(chosen[0])
     if models.device().type == "cuda":
         jobs = 1
     jobs = min(jobs or os.cpu_count() or 1, len(chosen))
-    label = f"{chosen[0].dataset} {chosen[0].method}"
+    label, options = f"{chosen[0].dataset} {chosen[0].method}", {"also": dict(also), "at_end": at_end}
     if jobs == 1:
-        return list(records.progress((run(cell, images) for cell in chosen), label, len(chosen)))
+        return list(records.progress((run(cell, images, **options) for cell in chosen), label, len(chosen)))
     with joblib.Parallel(n_jobs=jobs, return_as="generator") as parallel:
-        found = list(records.progress(parallel(joblib.delayed(run)(c, images) for c in chosen), label, len(chosen)))
+        found = parallel(joblib.delayed(run)(cell, images, **options) for cell in chosen)
+        found = list(records.progress(found, label, len(chosen)))
     # Workers that idle on would be interrupted with the kernel and write tracebacks.
     get_reusable_executor().shutdown(wait=True)
     return found

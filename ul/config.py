@@ -26,6 +26,13 @@ def at_least(value: float, low: float, what: str) -> float:
     return value
 
 
+def within(value: float, what: str) -> float:
+    """`value` if it lies in [0, 1]. Raises InputError that says so."""
+    if not 0 <= value <= 1:
+        raise InputError(f"{what} is {value}; it is a share from 0 to 1")
+    return value
+
+
 def whole(value: int, what: str) -> int:
     """`value` if it is a whole number. Raises InputError that says so."""
     if not isinstance(value, int) or isinstance(value, bool):

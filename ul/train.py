@@ -25,6 +25,7 @@ class Recipe:
     warmup: float = 0.2  # share of the steps
     pad: int = 4  # pixels of zero padding before the random crop; 0: no crop
     flip: bool = True
+    sam: float = 0.0  # radius of sharpness-aware minimisation (Foret et al. 2021); 0: plain SGD
 
 
 RECIPES = {  # of victims, by architecture
@@ -58,11 +59,13 @@ def fit(
     device: torch.device | str,
     target: str = "label",
     on_epoch: Callable[[int, nn.Module], None] | None = None,
+    history: History | None = None,
 ) -> History:
     """Train `model` in place on train.images with train.targets[target]; score it on `test`, if given, every epoch.
 
     seed: batch order and augmentation (drawn on the CPU, so the same on every device). on_epoch(epoch, model) is called
-    after each epoch, counted from 1. Raises InputError if the loss is no longer finite.
+    after each epoch, counted from 1. history: filled in place if given, so that on_epoch can read it. Raises InputError
+    if the loss is no longer finite.
     """
     device = torch.device(device)
     rng = Generator().manual_seed(seed)
@@ -71,7 +74,7 @@ def fit(
     images, targets = prepared.images.to(device), prepared.targets[target].to(device)
     held = test and (perturb.to_float(test.images.to(device)), test.targets[target].to(device))
     optimizer, schedule = _optimizer(model, recipe, steps=recipe.epochs * -(-len(train) // recipe.batch_size))
-    history = History()
+    history = History() if history is None else history
     for epoch in range(1, recipe.epochs + 1):
         batch = defense.at((epoch - 1) / recipe.epochs)
         loss, accuracy = _epoch(model, images, targets, recipe, defense.augment, batch, optimizer, schedule, rng)
@@ -104,17 +107,44 @@ def _epoch(model, images, targets, recipe: Recipe, crop: bool, batch: Batch, opt
         if crop:
             x = augment(x, pad=recipe.pad, flip=recipe.flip, rng=rng)
         x, y = batch(model, perturb.to_float(x), targets[index.to(images.device)], rng)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.device.type == "cuda"):
-            out = model(x.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(out.float(), y)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        x = x.contiguous(memory_format=torch.channels_last)
+        loss, out = _backward(model, x, y, optimizer)
+        if recipe.sam:
+            _sharpest(model, x, y, optimizer, recipe.sam)
         optimizer.step()
         schedule.step()
         hits = (out.detach().argmax(1) == (y if y.ndim == 1 else y.argmax(1))).sum()
         totals += torch.stack([loss.detach() * len(x), hits.float()])
     loss, accuracy = (totals / len(images)).tolist()
     return loss, accuracy
+
+
+def _backward(model: nn.Module, x: Tensor, y: Tensor, optimizer) -> tuple[Tensor, Tensor]:
+    """(loss, outputs) of a batch, with its gradient in the parameters."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
+        out = model(x)
+    loss = F.cross_entropy(out.float(), y)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    return loss, out
+
+
+def _sharpest(model: nn.Module, x: Tensor, y: Tensor, optimizer, radius: float) -> None:
+    """The gradient replaced by the one a `radius` further up (SAM: Foret et al. 2021, eq. 2); weights as before.
+
+    Batch statistics move in the first pass only.
+    """
+    weights = list(model.parameters())
+    norm = torch.stack([p.grad.norm() for p in weights]).norm().clamp_min(1e-12)
+    ahead = [p.grad * (radius / norm) for p in weights]
+    momenta = {m: m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
+    torch._foreach_add_([p.data for p in weights], ahead)
+    for m in momenta:
+        m.momentum = 0.0
+    _backward(model, x, y, optimizer)
+    for m, momentum in momenta.items():
+        m.momentum = momentum
+    torch._foreach_sub_([p.data for p in weights], ahead)
 
 
 def augment(images: Tensor, *, pad: int, flip: bool, rng: Generator) -> Tensor:
