@@ -40,6 +40,7 @@ lint: setup  ## ruff on modules, tests and notebooks
 
 bench: setup data  ## speed of the main parts against plain references -> results/bench/
 	python -m tests.bench
+	python -m tests.bench_sal
 
 recipes: setup data  ## reduced recipes beside published ones, once, on 500 images: an hour -> results/bench/
 	python -m tests.recipes
