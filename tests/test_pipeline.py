@@ -71,7 +71,8 @@ def ran(clone) -> Path:
 def test_smoke_trains_every_run_and_is_up_to_date_afterwards(ran):
     lines = [(log, line) for log in (ran / "logs").glob("*.log") for line in log.read_text().splitlines()]
     trained = {(log.name, *line.split()[1:7]) for log, line in lines if line.startswith("trained ")}
-    assert len(trained) == (4 + 3) * 2 + 3, trained  # bare and under jpeg, two seeds each; a victim of each poison
+    study = {name for name in trained if "06_validation" in name[0]}
+    assert study and len(trained - study) == (4 + 3) * 2 + 3, trained  # bare, jpeg, two seeds; a victim of each poison
     again = dvc(ran, "repro", SMOKE)
     assert again.returncode == 0 and "up to date" in again.stdout
     assert dvc(ran, "status", SMOKE, "data.dvc").stdout.strip() == "Data and pipelines are up to date."

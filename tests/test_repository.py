@@ -24,14 +24,15 @@ POISONS = {
 }  # fmt: skip
 # Each row imports only rows above it.
 ROWS = [
-    {"config", "nb", "shapes", "rays", "perturb", "ud", "stats", "published"},
-    {"records", "rooms", "metrics", "graph"},
+    {"buildings", "config", "nb", "shapes", "rays", "perturb", "ud", "stats", "published"},
+    {"records", "rooms", "metrics", "graph", "extremes"},
     {"figures", "taskonomy", "tables", "models", "files"},
     {"data", "claims", "behaviour"},
     {"defenses", "sal"},
-    {"train"},
+    {"train", "public", "scores"},
     {"poisons", *(f"poisons.{name}" for name in POISONS)},
     {"benchmark", "checks"},
+    {"validation"},
     {"__main__"},
 ]
 ROW = {name: i for i, row in enumerate(ROWS) for name in row}

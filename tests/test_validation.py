@@ -1,0 +1,176 @@
+"""Curves along a known truth and steadiness of rankings, on planted records."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats as scipy_stats
+
+from tests.test_sal import small_net
+from ul import public, sal, validation
+from ul.benchmark import Sal
+from ul.config import InputError
+from ul.validation import Choice
+
+LAYERS = 10
+CLEAN = [5, 5]  # learnable layers of the clean run at its two probed epochs
+
+
+def probe(counts):
+    """SAL by epoch with this many layers at 2 and the rest at 1; the clean threshold is then 1.5."""
+    names, weights = [f"l{i}" for i in range(LAYERS)], [10 ** (i % 3) for i in range(LAYERS)]
+    return [
+        {"epoch": e + 1, "layer": names, "weights": weights, "sal": [2.0] * n + [1.0] * (LAYERS - n)}
+        for e, n in enumerate(counts)
+    ]
+
+
+def run(method, seed, counts, accuracy=0.5, also=None, **config):
+    config = {"method": method, "seed": seed, "share": 1.0, "label_noise": 0.0, "eps": 8 / 255} | config
+    other = {"also": {name: {"sal": probe(c)} for name, c in also.items()}} if also else {}
+    return {"config": config, "history": {"test_accuracy": [0.0, accuracy]}, "sal": probe(counts)} | other
+
+
+def test_departures_are_the_named_ones_and_all_together():
+    base = Sal(images=40)
+    found = validation.departures(base, ["late_projection"])
+    assert {name: way.departures for name, way in found.items()} == {
+        "public: late_projection": ("late_projection",), "public: all": tuple(public.DEPARTURES),
+    }  # fmt: skip
+    assert len(validation.departures(base)) == len(public.DEPARTURES) + 1
+    with pytest.raises(InputError, match=r"late_projektion.*late_projection"):
+        validation.departures(base, ["late_projektion"])
+
+
+def test_distance_follows_the_choice():
+    clean = run("clean", 0, CLEAN, also={"linf": [2, 2]})
+    other = run("lsp", 0, [1, 4], also={"linf": [1, 2]})
+    assert validation.distance(other, clean) == 5 / 10
+    assert validation.distance(other, clean, Choice(first=1)) == 4 / 5
+    assert validation.distance(other, clean, Choice(way="linf")) == 3 / 4
+    weights = np.array(clean["sal"][0]["weights"])
+    expected = (weights[:1].sum() + weights[:4].sum()) / (2 * weights[:5].sum())
+    assert validation.distance(other, clean, Choice(unit="weights")) == pytest.approx(expected)
+
+
+def test_clean_runs_are_those_without_poison_and_label_noise():
+    runs = [run("clean", 0, CLEAN), run("lsp", 1, CLEAN, share=0.0), run("clean", 2, CLEAN, label_noise=0.5)]
+    assert set(validation.twins(runs)) == {0, 1}
+
+
+def test_a_curve_has_a_row_a_run():
+    clean = {s: run("clean", s, CLEAN) for s in (0, 1)}
+    runs = [run("lsp", s, [5 - k, 5 - k], 0.9 - k / 10, share=k / 5) for k in range(4) for s in (0, 1)]
+    frame = validation.curve(runs, clean, "share")
+    assert frame["ud_layers"].tolist() == pytest.approx(np.repeat([1, 0.8, 0.6, 0.4], 2).tolist())
+    assert frame["test_accuracy"].tolist() == pytest.approx(np.repeat([0.9, 0.8, 0.7, 0.6], 2).tolist())
+    assert (frame["axis"] == "share").all() and frame["value"].tolist() == np.repeat([0, 0.2, 0.4, 0.6], 2).tolist()
+
+
+def test_trend_is_kendalls_tau_over_seeds():
+    clean = {s: run("clean", s, CLEAN) for s in (0, 1, 2)}
+    falling, mixed, flat = [5, 4, 3, 2], [5, 2, 4, 3], [5, 5, 5, 5]
+    runs = [run("lsp", s, [n, n], share=k / 3) for s, ns in enumerate((falling, mixed, flat)) for k, n in enumerate(ns)]
+    found = validation.trend(validation.curve(runs, clean, "share"), "ud_layers")
+    taus = [-1, scipy_stats.kendalltau(range(4), mixed)[0], 0]
+    assert found.estimate == pytest.approx(np.mean(taus)) and found.n == 3
+
+
+def grid():
+    """Methods a < b < c by their own SAL; the other way to probe turns a and c in seed 1."""
+    own = {"clean": 5, "a": 1, "b": 2, "c": 4}
+    other = {0: own, 1: own | {"a": 4, "c": 1}}
+    return [
+        run(m, s, [n, n], also={"other": [other[s][m]] * 2, "flat": [5, 5], "dead": [0, 0]})
+        for s in (0, 1)
+        for m, n in own.items()
+    ]
+
+
+CHOICES = {"default": Choice(), "other": Choice(way="other"), "flat": Choice(way="flat"), "dead": Choice(way="dead")}
+
+
+def test_every_choice_gives_a_log_distance_a_run():
+    frame = validation.by_choice(grid(), CHOICES).set_index(["choice", "seed", "method"])["log_ud"].sort_index()
+    assert frame.loc["default", 0].to_dict() == pytest.approx(
+        {m: math.log(n / 5) for m, n in zip("abc", (1, 2, 4), strict=True)}
+    )
+    assert frame.loc["other", 1, "a"] == pytest.approx(math.log(4 / 5))
+    assert frame.loc["dead"].isna().all()
+
+
+def test_zero_is_raised_to_half_a_layer():
+    runs = [run("clean", 0, CLEAN), run("lsp", 0, [0, 0])]
+    frame = validation.by_choice(runs, {"default": Choice(), "late": Choice(first=1)})
+    assert frame["log_ud"].tolist() == pytest.approx([math.log(0.5 / 20), math.log(0.5 / 10)])
+
+
+def test_steadiness_against_the_default():
+    frame = validation.steadiness(validation.by_choice(grid(), CHOICES), "default")
+    assert frame.index[0] == "another seed" and frame.loc["another seed", ["tau", "n"]].tolist() == [1, 1]
+    assert frame.loc["default", ["tau", "tau_of_means"]].tolist() == [1, 1]
+    assert frame.loc["other", "tau"] == 0 and frame.loc["other", "n"] == 2
+    assert frame.loc["flat", "tau"] == frame.loc["dead", "tau"] == 0
+    assert (frame["accuracy_tau"].dropna() == 0).all()  # every run has the same accuracy
+
+
+def test_a_choice_may_order_as_accuracy_does():
+    runs = [run("clean", 0, CLEAN)] + [
+        run(m, 0, [n, 6 - n], a) for m, n, a in (("a", 1, 0.2), ("b", 2, 0.3), ("c", 4, 0.7))
+    ]
+    frame = validation.steadiness(validation.by_choice(runs, {"early": Choice(), "late": Choice(first=1)}), "late")
+    assert frame.loc["late", "accuracy_tau"] == -1 and np.isnan(frame.loc["late", "accuracy_tau_low"])
+    assert frame.loc["early", ["tau", "accuracy_tau"]].tolist() == [0, 0]  # six layers for all
+
+
+def test_seeds_that_disagree_are_the_yardstick():
+    runs = [run("clean", s, CLEAN) for s in range(3)]
+    for seed, counts in enumerate([(1, 2, 3), (1, 2, 3), (3, 2, 1)]):
+        runs += [run(m, seed, [n, n]) for m, n in zip("abc", counts, strict=True)]
+    frame = validation.steadiness(validation.by_choice(runs, {"default": Choice()}), "default")
+    assert frame.loc["another seed", ["tau", "n"]].tolist() == pytest.approx([-1 / 3, 3])
+
+
+@pytest.mark.parametrize(
+    "a, b, expected",
+    [
+        ([1, 2, 3], [4, 5, 9], 1),
+        ([1, 2, 3], [9, 5, 4], -1),
+        ([1, 2], [3, 3], 0),
+        ([1, math.nan], [1, 2], 0),
+        ([1], [2], 0),
+    ],
+)
+def test_tau_by_hand(a, b, expected):
+    assert validation.tau(a, b) == pytest.approx(expected)
+
+
+def test_a_score_that_orders_as_accuracy_does_agrees():
+    rows = [{"method": m, "seed": s, "test_accuracy": a, "same": 2 * a, "turned": -a, "flat": 1.0}
+            for s in (0, 1) for m, a in (("a", 0.1), ("b", 0.3), ("c", 0.2))]  # fmt: skip
+    frame = validation.agreement(pd.DataFrame(rows), ["same", "turned", "flat"]).set_index("score")
+    assert frame["tau"].tolist() == pytest.approx([1, -1, 0]) and (frame["n"] == 2).all()
+
+
+# ---- The same function with other weights ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("factor", [0.2, 5.0])
+def test_rescaling_leaves_the_function_and_relative_sal(factor):
+    model, images, targets = small_net()
+    before, found = model.eval()(images), sal.per_layer(model, images, targets, tolerance=0.0)
+    length = model.block1a.conv1.weight.norm().item()
+    validation.rescaled(model, images[:1], factor)
+    assert model.block1a.conv1.weight.norm().item() == pytest.approx(factor * length, rel=1e-5)
+    torch.testing.assert_close(model(images), before, rtol=1e-3, atol=1e-4)
+    again = sal.per_layer(model, images, targets, tolerance=0.0)
+    assert again["sal"].tolist() == pytest.approx(found["sal"].tolist(), rel=0.01)
+    assert again["radius"].iloc[0] == pytest.approx(factor * found["radius"].iloc[0], rel=1e-5)
+
+
+def test_rescaling_needs_a_batch_norm():
+    model, images, _ = small_net(name="lenet5")
+    with pytest.raises(InputError, match="no convolution before a batch norm"):
+        validation.rescaled(model, images[:1], 2.0)
