@@ -1,0 +1,132 @@
+"""Every task's labels of a data set, from clean images: stored ones read, others derived, all packed for training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from . import data, derived, perturb, tasks
+from .config import InputError, choose, located
+from .data import Split
+from .taskonomy import domains_in
+
+FEWEST_VALID = 0.02  # share of a part's pixels that a dense task needs
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Clean images with packed labels by task; `split` keeps the poison's target as well."""
+
+    split: Split
+    labels: dict[str, Tensor]
+
+    @property
+    def images(self) -> Tensor:
+        """uint8[n,c,h,w]."""
+        return self.split.images
+
+    def with_images(self, images: Split) -> "Labelled":
+        """Other images under the same labels: a poison."""
+        return replace(self, split=replace(self.split, images=images.images))
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+
+def load(
+    dataset: str, names: Sequence[str], *, root: str, size: int | None, limit: int | None, rare: str = "error"
+) -> tuple[Labelled, Labelled]:
+    """(train, test) of a data set with labels for these tasks; the test part is limited to half as many images.
+
+    Maps are in units of their standard deviation over the training part. rare: what happens to test views
+    of a class that training never shows, as one that a single building has: "error" or "drop". Raises InputError for
+    unknown tasks, tasks that the data set has no labels for, a dense task without valid pixels, and rare classes.
+    """
+    for name in names:
+        choose(name, tasks.NAMES, "task")
+    limits = {"train": limit, "test": None if limit is None else max(1, limit // 2)}
+    parts = [read(dataset, part, names, root=root, size=size, limit=limits[part]) for part in limits]
+    for name in names:
+        if not tasks.NAMES[name].dense:
+            parts[1] = _learnable(*parts, name, choose(rare, ("error", "drop"), "way with rare classes"))
+    packed = [{n: pack(part, n) for n in names} for part in parts]
+    for name in names:
+        _scale(name, *(labels[name] for labels in packed))
+    return tuple(Labelled(part, labels) for part, labels in zip(parts, packed, strict=True))
+
+
+def read(dataset: str, part: str, names: Sequence[str], *, root: str, size: int | None, limit: int | None) -> Split:
+    """A part with the raw targets of these tasks and its image-level default; labels derived at the stored size."""
+    source = data.SOURCES[choose(dataset, data.SOURCES, "data set")]
+    stored = _stored(dataset, root)
+    new = [n for n in names if n in derived.LABELS and n not in stored]
+    needed = [need for n in new for need in derived.LABELS[n].needs]
+    wanted = dict.fromkeys([source.target, *(n for n in names if n not in new and n != "autoencoding"), *needed])
+    if unknown := [n for n in wanted if n not in stored]:
+        able = sorted({n for n in stored if n in tasks.NAMES} | set(derived.LABELS) | {"autoencoding"})
+        raise InputError(f"{dataset} has no {unknown[0]}; name tasks among {', '.join(able)}")
+    split = data.load(dataset, part, root=root, limit=limit, targets=tuple(wanted))
+    more = {n: derived.label(n, split.images, split.targets) for n in new}
+    split = replace(split, targets=split.targets | more)
+    split = split if size is None else data.resized(split, size)
+    return replace(split, targets=split.targets | {"autoencoding": perturb.to_float(split.images)})
+
+
+def every(split: Split) -> Labelled:
+    """All tasks that a split has targets for, and those that can be derived from it, packed; classes without gaps."""
+    new = [n for n, row in derived.LABELS.items() if n not in split.targets and {*row.needs} <= {*split.targets}]
+    more = {n: derived.label(n, split.images, split.targets) for n in new}
+    more["autoencoding"] = perturb.to_float(split.images)
+    whole = replace(split, targets=split.targets | more)
+    packed = {n: pack(whole, n) for n in whole.targets if n in tasks.NAMES}
+    for name, values in packed.items():
+        _scale(name, values)
+        if not tasks.NAMES[name].dense:
+            packed[name] = values.unique(return_inverse=True)[1]
+    return Labelled(whole, packed)
+
+
+def _stored(dataset: str, root: str) -> list[str]:
+    """Targets that files hold."""
+    if dataset == "rooms":
+        return list(data.ROOMS_DOMAINS)
+    folder = located(root) / "taskonomy"
+    return domains_in(folder) if dataset.startswith("taskonomy") else ["label"]
+
+
+def pack(split: Split, name: str) -> Tensor:
+    """A task's labels of a split in the form of `tasks.Task`. Raises InputError if hardly a pixel is valid."""
+    task = tasks.NAMES[name]
+    if not task.dense:
+        return split.targets[name]
+    packed = task.pack(split.targets, name)
+    share = packed[:, -1].mean().item()
+    if share < FEWEST_VALID:
+        raise InputError(
+            f"{split.name}: {share:.1%} of {name}'s pixels are valid; fetch it again, or leave the task out"
+        )
+    return packed
+
+
+def _scale(name: str, train: Tensor, *others: Tensor) -> None:
+    """Divide regressed maps, in place, by their standard deviation over the training part."""
+    if tasks.NAMES[name].scaled:
+        spread = train[:, :-1].std().clamp_min(1e-6)
+        for labels in (train, *others):
+            labels[:, :-1] /= spread
+
+
+def _learnable(train: Split, test: Split, name: str, rare: str) -> Split:
+    """The test part without the views of classes that training never shows, if that is wanted."""
+    seen = train.targets[name].unique()
+    known = torch.isin(test.targets[name], seen)
+    if not known.any():
+        raise InputError(f"{train.name}: training and test views share no class of {name}; fetch more buildings")
+    if not known.all() and rare == "error":
+        strange = test.targets[name][~known].unique()
+        raise InputError(
+            f"{test.name}: class {strange[0]} of {name} is in test views only ({len(strange)} such classes), so it "
+            "cannot be learnt; fetch more buildings, or leave such views out with -p rare drop"
+        )
+    return test.take(known.nonzero()[:, 0])
