@@ -1,0 +1,186 @@
+"""Encoders that several tasks share: images in [0, 1] to feature maps, with light heads on top."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import models, vit
+from .config import InputError, choose
+
+PATCH = 4  # pixels of a transformer's patch
+
+
+class Encoder(nn.Module):
+    """body: images to a map [n, width, side / stride, side / stride], the same for every task."""
+
+    routed = False
+
+    def __init__(self, body: nn.Module, width: int, stride: int):
+        super().__init__()
+        self.body, self.width, self.stride = body, width, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def _residual(name: str, stride: int, *, coarse: bool = False, **options) -> Callable[..., Encoder]:
+    """A classifier of `models` without its pooling and last layer; coarse: its stem sees every second pixel."""
+
+    def build(channels: int, size: int, tasks: Sequence[str], seed: int) -> Encoder:
+        network = models.make(name, channels=channels, classes=2, size=size, seed=seed, **options)
+        if coarse:
+            network.stem[0].stride = (2, 2)
+        width = network.fc.in_features
+        kept = [(n, m) for n, m in network.named_children() if n not in ("pool", "flatten", "fc")]
+        return Encoder(nn.Sequential(OrderedDict(kept)), width, stride)
+
+    return build
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, four times as wide outside, and a shortcut (He et al. 2016, figure 5 right)."""
+
+    def __init__(self, inner: int, middle: int, stride: int):
+        super().__init__()
+        outer = 4 * middle
+        sides = [(inner, middle, 1, 1), (middle, middle, 3, stride), (middle, outer, 1, 1)]
+        first, second, last = (_convolution(*side) for side in sides)
+        self.body = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
+        changed = stride != 1 or inner != outer
+        self.shortcut = _convolution(inner, outer, 1, stride) if changed else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+def _convolution(inner: int, outer: int, side: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inner, outer, side, stride, side // 2, bias=False), nn.BatchNorm2d(outer))
+
+
+def _bottlenecks(channels: int, size: int, tasks: Sequence[str], seed: int) -> Encoder:
+    """ResNet-50 with a 3x3 stem and no first pooling, as ResNet-18 here."""
+    layers = [("standardise", models.Standardise()), ("stem", _convolution(channels, 64, 3, 1)), ("relu", nn.ReLU())]
+    inner = 64
+    for stage, count in enumerate((3, 4, 6, 3)):
+        for i in range(count):
+            block = Bottleneck(inner, 64 * 2**stage, 2 if stage and not i else 1)
+            layers.append((f"block{stage + 1}{'abcdef'[i]}", block))
+            inner = 256 * 2**stage
+    return Encoder(nn.Sequential(OrderedDict(layers)), inner, 8)
+
+
+def _transformer(channels: int, size: int, tasks: Sequence[str], seed: int, *, width=96, depth=4, heads=3) -> Encoder:
+    side = _patches(size)
+    blocks = [(f"block{i + 1}", vit.Block(width, heads)) for i in range(depth)]
+    layers = [("standardise", models.Standardise()), ("patches", vit.Patches(channels, size, PATCH, width)), *blocks]
+    layers += [("norm", nn.LayerNorm(width)), ("map", vit.AsMap(side))]
+    return Encoder(nn.Sequential(OrderedDict(layers)), width, PATCH)
+
+
+def _patches(size: int) -> int:
+    if size % PATCH:
+        raise InputError(f"size is {size}; a transformer needs a multiple of {PATCH} pixels")
+    return size // PATCH
+
+
+# ---- Mixture of experts --------------------------------------------------------------------------------------------
+
+
+class Experts(nn.Module):
+    """Perceptrons of which each task's gate picks `chosen` for every token (Mod-Squad: Chen et al., CVPR 2023).
+
+    Mod-Squad's attention experts and its mutual-information loss are left out: only the perceptrons are mixed.
+    """
+
+    def __init__(self, width: int, hidden: int, experts: int, chosen: int, tasks: Sequence[str]):
+        super().__init__()
+        self.chosen = chosen
+        self.experts = nn.ModuleList(vit.Perceptron(width, hidden) for _ in range(experts))
+        self.gates = nn.ModuleDict({task: nn.Linear(width, experts) for task in tasks})
+
+    def forward(self, x: Tensor, task: str) -> Tensor:
+        values, picked = self.gates[task](x).topk(self.chosen, dim=-1)
+        shares = torch.zeros(*x.shape[:-1], len(self.experts), device=x.device, dtype=x.dtype)
+        shares = shares.scatter(-1, picked, values.softmax(-1).to(x.dtype))
+        return sum(shares[..., i : i + 1] * expert(x) for i, expert in enumerate(self.experts))
+
+
+class RoutedBlock(nn.Module):
+    """A transformer block whose perceptron is a mixture that depends on the task."""
+
+    def __init__(self, width: int, heads: int, tasks: Sequence[str]):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention, self.experts = vit.Attention(width, heads), Experts(width, 2 * width, 4, 2, tasks)
+
+    def forward(self, x: Tensor, task: str) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.experts(self.norm2(x), task)
+
+
+class ModSquad(nn.Module):
+    """A transformer in the spirit of Mod-Squad: tasks share attention and choose among shared experts."""
+
+    routed = True
+
+    def __init__(self, channels: int, size: int, tasks: Sequence[str], *, width: int = 96, depth: int = 4):
+        super().__init__()
+        self.width, self.stride = width, PATCH
+        self.standardise, self.patches = models.Standardise(), vit.Patches(channels, size, PATCH, width)
+        self.blocks = nn.ModuleList(RoutedBlock(width, 3, tasks) for _ in range(depth))
+        self.norm, self.map = nn.LayerNorm(width), vit.AsMap(_patches(size))
+
+    def forward(self, x: Tensor, task: str) -> Tensor:
+        x = self.patches(self.standardise(x))
+        for block in self.blocks:
+            x = block(x, task)
+        return self.map(self.norm(x))
+
+
+def _mod_squad(channels: int, size: int, tasks: Sequence[str], seed: int) -> ModSquad:
+    _patches(size)
+    return ModSquad(channels, size, tasks)
+
+
+NAMES: dict[str, Callable[..., nn.Module]] = {
+    "resnet8": _residual("resnet8", 4),
+    "resnet8_coarse": _residual("resnet8", 8, coarse=True, width=16),  # twice as wide, and yet faster
+    "resnet18": _residual("resnet18", 8),
+    "resnet50": _bottlenecks,
+    "vit": _transformer,
+    "mod_squad": _mod_squad,
+}
+
+
+def make(name: str, *, channels: int, size: int, tasks: Sequence[str], seed: int) -> nn.Module:
+    """An encoder for float images [n, channels, size, size], initialised from `seed` alone.
+
+    It has `width` (channels of its map), `stride` (pixels of the image to one of the map) and `routed`: whether
+    forward takes the task's name as well. Raises InputError for unknown names and sizes that do not fit.
+    """
+    build = NAMES[choose(name, NAMES, "encoder")]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        encoder = build(channels, size, tasks, seed)
+    if size % encoder.stride:
+        raise InputError(f"size is {size}; {name} needs a multiple of {encoder.stride} pixels")
+    return encoder
+
+
+# ---- Heads ---------------------------------------------------------------------------------------------------------
+
+
+def class_head(width: int, outputs: int) -> nn.Module:
+    """Mean over the map, then one linear layer."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, outputs))
+
+
+def dense_head(width: int, outputs: int, stride: int, *, inner: int = 16) -> nn.Module:
+    """A 3x3 and a 1x1 convolution, then every cell unfolded into stride x stride pixels."""
+    return nn.Sequential(
+        nn.Conv2d(width, inner, 3, 1, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU(),
+        nn.Conv2d(inner, outputs * stride**2, 1), nn.PixelShuffle(stride),
+    )  # fmt: skip
