@@ -1,0 +1,111 @@
+"""The cross-task study: its cells and variants, its records on planted views, and its notebook on real views."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from tests.conftest import one_hot, plant, view_arrays
+from tests.imports import ROOT
+from ul import cross_tables, cross_task
+from ul.config import InputError
+
+CONFIG = {
+    "dataset": "rooms", "root": "data", "limit": None, "size": None, "rare": "error", "tasks": [], "single": [],
+    "transfer": True, "methods": ["noise", "lsp"], "poisons": None, "target": None, "eps": None, "recipe": "cpu",
+    "encoder": "resnet8", "weighting": "equal", "weightings": ["balanced"], "own_weights": [3, 10],
+    "balance_methods": ["lsp"],
+    "epochs": 4, "batch_size": 32, "lr": 0.02, "seeds": 2, "probe_epochs": 2, "sal_images": 8,
+}  # fmt: skip
+HEADLINE = ["class_scene", "keypoints2d", "depth_euclidean", "segment_unsup2d"]
+
+
+def test_cells_are_paired_by_seed():
+    cells = cross_task.cells(CONFIG)
+    assert [(c.method, c.seed) for c in cells] == [(m, s) for m in ("clean", "noise", "lsp") for s in (0, 1)]
+    assert cells[0].tasks == cross_task.SEVERAL and cells[0].single == ("class_object",) and cells[0].probes == (2, 4)
+    stored = cross_task.cells(CONFIG | {"poisons": "somewhere"})
+    assert [c.poison for c in stored[::2]] == [None, "somewhere/rooms-noise.npz", "somewhere/rooms-lsp.npz"]
+
+
+def test_classified_images_have_derived_tasks():
+    cell = cross_task.cells(CONFIG | {"dataset": "cifar10"})[0]
+    assert (cell.target, cell.tasks, cell.single) == ("label", cross_task.DERIVED, ("label",))
+
+
+def test_variants_are_joint_networks_alone():
+    found = cross_task.variants(CONFIG)
+    assert [(c.method, c.seed) for c in found[:4]] == [("clean", 0), ("clean", 1), ("lsp", 0), ("lsp", 1)]
+    assert not any(c.single or c.transfer or c.probes for c in found)
+    names = [cross_tables.weighted({"weighting": c.recipe.weighting, "weights": c.recipe.weights}) for c in found[::4]]
+    assert names == ["balanced", "equal, class_object x 3", "equal, class_object x 10"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": ["lps"]}, r"unknown method 'lps'; .*lsp"),
+        ({"single": ["normal"]}, "single names normal, which is not among the tasks; add it there"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"weightings": ["even"]}, "unknown weighting 'even'"),
+        ({"dataset": "roms"}, "unknown data set 'roms'"),
+    ],
+)
+def test_bad_settings_end_before_training(change, message):
+    with pytest.raises(InputError, match=message):
+        (cross_task.cells(CONFIG | change), cross_task.variants(CONFIG | change))
+
+
+def planted(root, buildings=("hanson", "merom", "ihlen"), views=6):
+    for building in buildings:
+        for view in range(views):
+            arrays = view_arrays(view, 16) | {"class_scene": one_hot(43 + view % 2, 365)}
+            del arrays["class_object"], arrays["segment_semantic"]
+            plant(root / "taskonomy", (building, view, 0), arrays)
+
+
+def test_records_hold_every_regime(tmp_path):
+    planted(tmp_path)
+    tasks = ["class_scene", "depth_euclidean", "edge_texture"]
+    change = {"dataset": "taskonomy", "root": str(tmp_path), "size": 16, "tasks": tasks, "methods": ["noise"]}
+    change |= {"epochs": 1, "probe_epochs": 1, "balance_methods": ["noise"], "own_weights": [2], "weightings": []}
+    cells, others = cross_task.cells(CONFIG | change), cross_task.variants(CONFIG | change)
+    runs = cross_task.run_all([*cells, *others], jobs=1)
+    frame = cross_tables.scores(runs[: len(cells)])
+    counts = frame.groupby("regime")["task"].nunique().to_dict()
+    assert counts == {"multi": 3, "single": 1, "transfer": 3, "none": 3} and frame["value"].notna().all()
+    assert [len(run["probes"]) for run in runs] == [1] * 4 + [0] * 4
+    assert runs[0]["data"]["train_images"] == 12 and runs[0]["data"]["test_images"] == 6
+    assert runs[0]["data"]["train"] == runs[1]["data"]["train"] != runs[2]["data"]["train"]
+    table = cross_tables.balance(runs, "class_scene")
+    assert list(table["weighting"].unique()) == ["equal", "equal, class_scene x 2"]
+    json.dumps(runs)
+
+
+@pytest.mark.slow
+def test_the_notebook_on_real_views(shared_data, tmp_path):
+    """The twelve views with depth, as two buildings, under made-up scenes; the paper's four tasks, by parameter."""
+    views = sorted(p.name for p in (shared_data / "taskonomy-sample" / "depth_euclidean" / "sample").glob("*.png"))
+    for place, name in enumerate(views):
+        building = "hanson" if place < 8 else "ihlen"
+        for domain in ("rgb", "depth_euclidean"):
+            folder = tmp_path / "taskonomy" / domain / building
+            folder.mkdir(parents=True, exist_ok=True)
+            file = name.replace("depth_euclidean", domain)
+            shutil.copy(shared_data / "taskonomy-sample" / domain / "sample" / file, folder / file)
+        stem = name.partition("_domain_")[0]
+        point, view = stem.split("_")[1::2]
+        scene = {"class_scene": one_hot(43 + place % 2, 365)}
+        plant(tmp_path / "taskonomy", (building, int(point), int(view)), scene, level="")
+    tasks = "\n".join(f"- {name}" for name in HEADLINE)
+    values = {"dataset": "taskonomy", "root": tmp_path, "size": 64, "epochs": 1, "seeds": 2, "out": tmp_path / "out"}
+    settings = "".join(f"{key}: {value}\n" for key, value in values.items())
+    (tmp_path / "settings.yaml").write_text(f"{settings}tasks:\n{tasks}\nmethods: [noise]\nbalance_methods: [noise]\n")
+    command = [sys.executable, "-m", "papermill", "notebooks/02_cross_task.ipynb", tmp_path / "read.ipynb"]
+    found = subprocess.run([*command, "-f", tmp_path / "settings.yaml"], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr[-2000:]
+    frame = pd.read_csv(tmp_path / "out" / "tables" / "cross_task.csv")
+    assert set(frame["task"]) == set(HEADLINE) and set(frame["method"]) == {"clean", "noise", "uninformed"}

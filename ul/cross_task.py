@@ -1,0 +1,223 @@
+"""The cross-task experiment: networks trained on one condition, together, one by one and on a frozen encoder."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+
+import joblib
+import torch
+from joblib.externals.loky import get_reusable_executor
+from torch import Generator
+
+from . import benchmark, data, labels, models, multitask, perturb, poisons, records, taskwise, weighting
+from .config import InputError, at_least, choose, probe_epochs
+from .labels import Labelled
+from .multitask import MultiTask, Recipe
+
+CLEAN, UNINFORMED = "clean", "uninformed"
+REGIMES = ("multi", "single", "transfer")
+# Tasks where none are named: of views with several labels, and of classified images, whose other labels are derived.
+SEVERAL = ("class_object", "class_scene", "keypoints2d", "depth_euclidean", "segment_unsup2d")
+DERIVED = ("label", "keypoints2d", "edge_texture", "segment_unsup2d", "autoencoding")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One condition and seed. tasks: trained together; single: which are also trained alone; paths: root and poison."""
+
+    dataset: str
+    root: str
+    limit: int | None
+    size: int | None
+    rare: str
+    tasks: tuple[str, ...]
+    single: tuple[str, ...]
+    transfer: bool
+    method: str
+    poison: str | None
+    poison_recipe: str
+    target: str  # the image-level target that the poison is made for
+    eps: float
+    encoder: str
+    recipe: Recipe
+    seed: int
+    probes: tuple[int, ...]  # epochs, from 1, at which SAL and gradients are looked at
+    sal_images: int
+
+
+def cells(config: Mapping) -> list[Cell]:
+    """The cells of all methods and seeds from a notebook's parameters, clean first. Raises InputError."""
+    source = data.SOURCES[choose(config["dataset"], data.SOURCES, "data set")]
+    for method in config["methods"]:
+        choose(method, poisons.NAMES, "method")
+    at_least(config["seeds"], 1, "seeds")
+    strength = poisons.strength(source.eps if config["eps"] is None else config["eps"])
+    recipe = Recipe(**{name: config[name] for name in ("epochs", "batch_size", "lr", "weighting")})
+    target = config["target"] or source.target
+    names = tuple(config["tasks"]) or (DERIVED if source.target == "label" else SEVERAL)
+    first = Cell(
+        dataset=config["dataset"], root=config["root"], limit=config["limit"], size=config["size"] or source.size,
+        rare=config["rare"], tasks=names, single=tuple(config["single"]) or (target,),
+        transfer=config["transfer"], method=CLEAN, poison=None, poison_recipe=config["recipe"],
+        target=target, eps=strength, encoder=config["encoder"], recipe=recipe, seed=0,
+        probes=probe_epochs(config["epochs"], config["probe_epochs"]), sal_images=config["sal_images"],
+    )  # fmt: skip
+    if unknown := set(first.single) - set(first.tasks):
+        raise InputError(f"single names {sorted(unknown)[0]}, which is not among the tasks; add it there")
+    found = [first]
+    for method in config["methods"]:
+        folder = config["poisons"]
+        found.append(replace(first, method=method, poison=folder and f"{folder}/{first.dataset}-{method}.npz"))
+    return [replace(cell, seed=seed) for cell in found for seed in range(config["seeds"])]
+
+
+def variants(config: Mapping) -> list[Cell]:
+    """Joint networks of clean and `balance_methods` with other `weightings`, then with the attacked task's loss
+    weighing `own_weights` times as much. Raises InputError.
+    """
+    names = config["balance_methods"]
+    chosen = [replace(c, single=(), transfer=False, probes=()) for c in cells({**config, "methods": names})]
+    changes = [{"weighting": choose(name, weighting.NAMES, "weighting")} for name in config["weightings"]]
+    changes += [{"weights": ((chosen[0].target, float(w)),)} for w in config["own_weights"]]
+    return [replace(c, recipe=replace(c.recipe, **change)) for change in changes for c in chosen]
+
+
+@dataclass(frozen=True)
+class Sets:
+    """own: what the cell's networks train on; train and test: the clean images, for transfer and for scores."""
+
+    own: Labelled
+    train: Labelled
+    test: Labelled
+
+
+@lru_cache(maxsize=2)
+def _clean(dataset: str, root: str, size: int | None, limit: int | None, names: tuple[str, ...], rare: str):
+    return labels.load(dataset, names, root=root, size=size, limit=limit, rare=rare)
+
+
+def parts(cell: Cell) -> tuple[Labelled, Labelled]:
+    """(clean train, clean test) with labels for the cell's tasks."""
+    return _clean(cell.dataset, cell.root, cell.size, cell.limit, cell.tasks, cell.rare)
+
+
+def poisoned(cell: Cell) -> Labelled:
+    """What the cell's networks train on: clean images, a user's file or a poison made now, under clean labels."""
+    train, _ = parts(cell)
+    if cell.method == CLEAN:
+        return train
+    if cell.poison is not None:
+        return train.with_images(data.read_poison(cell.poison, train.split))
+    return train.with_images(poisons.make(
+        cell.method, train.split, eps=cell.eps, seed=0, device=models.device(), target=cell.target,
+        recipe=cell.poison_recipe,
+    ))  # fmt: skip
+
+
+def run(cell: Cell, sets: Sets | None = None, *, views: int = 0) -> dict:
+    """The record of one cell: configuration, scores by regime and task, SAL and gradient cosines by probed epoch.
+
+    views: for seed 0, the joint network's outputs on this many test views are kept under `views`, as arrays [n,k,h,w].
+    """
+    start = time.monotonic()
+    sets = Sets(poisoned(cell), *parts(cell)) if sets is None else sets
+    where = models.device()
+    with models.one_thread(where):
+        together, probes, losses = _together(cell, sets.own, where)
+        scores = {"multi": multitask.evaluate(together, sets.test), "single": _alone(cell, sets, where)}
+        scores["transfer"] = _transferred(cell, together, sets) if cell.transfer else {}
+    rows = [{"regime": r, "task": t, "value": v} for r, found in scores.items() for t, v in found.items()]
+    records.note(
+        f"cross-task {cell.dataset} {cell.method} seed {cell.seed}: {cell.recipe.epochs} epochs, "
+        f"{len(cell.single)} single tasks, {time.monotonic() - start:.1f} s"
+    )
+    record = records.rounded(_configuration(cell, sets) | {"losses": losses, "scores": rows, "probes": probes})
+    if views and cell.seed == 0:
+        found = multitask.outputs(together, sets.test.images[:views])
+        record["views"] = {task: out.numpy() for task, out in found.items() if out.ndim == 4}
+    return record
+
+
+def _together(cell: Cell, images: Labelled, where: torch.device) -> tuple[MultiTask, list[dict], list[float]]:
+    model = multitask.make(cell.encoder, cell.tasks, images, seed=cell.seed)
+    probes: list[dict] = []
+    look = _probe(cell, images, where)
+    losses = multitask.fit(
+        model, images, recipe=cell.recipe, seed=cell.seed, device=where,
+        on_epoch=lambda epoch, m: probes.append(look(epoch, m)) if epoch in cell.probes else None,
+    )  # fmt: skip
+    return model, probes, losses
+
+
+def _probe(cell: Cell, images: Labelled, where: torch.device):
+    """SAL by task and gradient cosines on the first images of the run's own training set."""
+    chosen = torch.randperm(len(images), generator=Generator().manual_seed(0))[: cell.sal_images]
+    x = perturb.to_float(images.images[chosen].to(where)).contiguous(memory_format=torch.channels_last)
+    y = {t: images.labels[t][chosen].to(where) for t in cell.tasks}
+    units = {t: multitask.unit(t, images.labels[t]) for t in cell.tasks}
+
+    def look(epoch: int, model: MultiTask) -> dict:
+        found = taskwise.sal_by_task(model, x, y, units, batch_size=benchmark.SAL_BATCH[where.type])
+        by_task = {t: part["sal"].tolist() for t, part in found.groupby("task", sort=False)}
+        first = found[found["task"] == found["task"].iloc[0]]
+        conflicts = taskwise.conflict(model, x, y).to_dict("records")
+        layers = {"layer": first["layer"].tolist(), "weights": first["weights"].tolist()}
+        return {"epoch": epoch, **layers, "sal": by_task, "conflict": conflicts}
+
+    return look
+
+
+def _alone(cell: Cell, sets: Sets, where: torch.device) -> dict[str, float]:
+    """A network of its own for each task, of the same budget."""
+    found = {}
+    for task in cell.single:
+        model = multitask.make(cell.encoder, [task], sets.own, seed=cell.seed)
+        multitask.fit(model, sets.own, recipe=cell.recipe, seed=cell.seed, device=where)
+        found |= multitask.evaluate(model, sets.test)
+    return found
+
+
+def _transferred(cell: Cell, model: MultiTask, sets: Sets) -> dict[str, float]:
+    """New heads fitted to clean data on the frozen encoder."""
+    fresh = MultiTask(model.encoder, {t: multitask.head(model.encoder, t, sets.train, cell.seed) for t in cell.tasks})
+    multitask.fit_heads(fresh, sets.train, recipe=cell.recipe, seed=cell.seed)
+    return multitask.evaluate(fresh, sets.test)
+
+
+def _configuration(cell: Cell, sets: Sets) -> dict:
+    settings = asdict(cell)
+    settings["poison"] = cell.poison is not None
+    del settings["root"]
+    where = models.device()
+    contents = {"train": sets.own.split.digest(), "test": sets.test.split.digest()}
+    contents |= {"train_images": len(sets.own), "test_images": len(sets.test)}
+    machine = {"device": where.type, "threads": 1 if where.type == "cpu" else torch.get_num_threads()}
+    uninformed = multitask.uninformed(cell.tasks, sets.train, sets.test)
+    return {"config": settings, "data": contents, "machine": machine, "versions": records.versions(),
+            "uninformed": uninformed}  # fmt: skip
+
+
+def run_all(chosen: Sequence[Cell], *, jobs: int | None = None, views: int = 0) -> list[dict]:
+    """Records of all cells in order; on the CPU in `jobs` processes (default: one a core), each with one thread.
+
+    The cells belong to one study: they differ in method, recipe and seed alone.
+    """
+    first = {cell.method: cell for cell in reversed(chosen)}
+    made = {method: Sets(poisoned(cell), *parts(cell)) for method, cell in first.items()}
+    work = [(cell, made[cell.method]) for cell in chosen]
+    jobs = 1 if models.device().type == "cuda" else min(jobs or os.cpu_count() or 1, len(chosen))
+    label = f"{chosen[0].dataset} cross-task"
+    if jobs == 1:
+        return list(records.progress((run(*w, views=views) for w in work), label, len(work)))
+    with joblib.Parallel(n_jobs=jobs, return_as="generator") as parallel:
+        found = list(records.progress(parallel(joblib.delayed(run)(*w, views=views) for w in work), label, len(work)))
+    get_reusable_executor().shutdown(wait=True)  # idle workers would be interrupted with the kernel
+    return found
+
+
+def save(runs: Sequence[dict], path: str | None) -> None:
+    """Write the records to one JSON file, without views; None writes nothing."""
+    if path is not None:
+        records.save({"runs": [{k: v for k, v in run.items() if k != "views"} for run in runs]}, path)
