@@ -1,4 +1,4 @@
-"""The command line: python -m ul render | verify | info | check-poison | compare | nb-run | nb-clean."""
+"""The command line: python -m ul fetch | render | verify | info | check-poison | compare | nb-run | nb-clean."""
 
 import argparse
 import sys
@@ -20,6 +20,17 @@ def _render(args) -> None:
         makers = {"rooms": lambda: rooms.render(out, progress=bar.update), "mnist": lambda: data.embed_mnist(out)}
         count = makers[args.name]()
     print(f"{out}: {count} images")
+
+
+def _fetch(args) -> None:
+    from tqdm import tqdm
+
+    from . import fetch
+
+    total = sum(file.size for file in fetch.ARCHIVES[args.name].files)
+    with tqdm(total=total, unit="B", unit_scale=True) as bar:
+        out = fetch.fetch(args.name, args.root, progress=bar.update)
+    print(f"{out}: fetched and checked; `python -m ul verify {args.name} --root {args.root}` reads every file")
 
 
 def _verify(args) -> None:
@@ -99,9 +110,10 @@ def _notebook_command(commands, name: str, action, text: str) -> argparse.Argume
 
 def parser() -> argparse.ArgumentParser:
     """The only argument parser of the project."""
-    names = ("cifar10", "cifar100", "mnist", "rooms", "taskonomy")
+    names = ("cifar10", "cifar100", "mnist", "rooms", "taskonomy", "taskonomy_medium")
     top = argparse.ArgumentParser(prog="python -m ul", description="Tools beside the notebooks.")
     commands = top.add_subparsers(required=True, metavar="command")
+    _data_command(commands, "fetch", _fetch, ("cifar10", "cifar100", "mnist"), "download an official archive")
     _data_command(commands, "render", _render, ("mnist", "rooms"), "make an embedded data set anew (extra `render`)")
     _data_command(commands, "verify", _verify, names, "read every file of a data set and check it")
     _data_command(commands, "info", _info, names, "what a data set holds")
