@@ -33,6 +33,7 @@ SHORT = {  # settings that take a moment; the arithmetic is that of the whole re
     "tue": dict(batch_size=16, epochs=2, batches=2, steps=2),
     "dc": dict(batch_size=16, trials=2, epochs=1, widths=(8, 8)),
     "ntga": dict(block=16, held=16, steps=2, step=0.6),
+    "mtue": dict(batch_size=16, batches=2, steps=2, step=0.6, rounds=2),
 }
 
 
@@ -172,7 +173,7 @@ def shifted(split, levels):
         (
             "nope",
             lambda s: s,
-            "unknown method 'nope'; choose from ar, cuda, dc, em, em_classwise, em_ops, hypo, lsp, noise",
+            "unknown method 'nope'; choose from ar, cuda, dc, em, em_classwise, em_ops, hypo, lsp, mtue, noise",
         ),
     ],
 )
@@ -191,7 +192,11 @@ def test_check_accepts_the_whole_budget(name, levels):
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("nope", {}, "unknown method 'nope'; choose from ar, cuda, dc, em, em_classwise, em_ops, hypo, lsp, noise"),
+        (
+            "nope",
+            {},
+            "unknown method 'nope'; choose from ar, cuda, dc, em, em_classwise, em_ops, hypo, lsp, mtue, noise",
+        ),
         ("noise", {"recipe": "nope"}, "unknown recipe 'nope'; choose from cpu, published"),
         ("noise", {"target": "nope"}, "unknown image-level target of toy/train 'nope'; choose from label"),
         ("noise", {"eps": -0.1}, "eps is -0.1; it must be above 0"),

@@ -33,10 +33,15 @@ class Method:
     budget: Callable[[float, int], float] = budgets.linf
     random: bool = True  # another seed gives another poison
     classes: int = 2  # it needs at least
+    tasks: bool = False  # made against all targets of the split, not one
 
     def load(self, name: str) -> Callable[..., Tensor]:
         """The function that makes the poison."""
         return getattr(import_module(f".{self.module}", __package__), name)
+
+    def wanted(self, target: str) -> tuple[str, ...] | None:
+        """Which targets of a data set to load for it; None: all there are."""
+        return None if self.tasks else (target,)
 
     def settings(self) -> Mapping[str, object]:
         """Its recipes by name; the one definition there is, under both names, is None."""
@@ -62,6 +67,7 @@ NAMES: dict[str, Method] = {
     "cuda": Method("CUDA (Sadasivan et al. 2023)", "handcrafted", norm=None, classes=1),
     "tue": Method("TUE (Ren et al. 2023)", "contrastive", "TUE_RECIPES"),
     "sep": Method("SEP (Chen et al. 2023)", "targeted", "SEP_RECIPES"),
+    "mtue": Method("MTUE: EM against every task", "multitask", "MTUE_RECIPES", tasks=True),
 }
 
 
@@ -96,7 +102,7 @@ def make(
         if settings is None:
             images = method.load(name)(split.images, labels, eps=eps, seed=seed)
         else:
-            aim = Target(split.images, labels, seed, torch.device(device), _flips(split))
+            aim = Target(split.images, labels, seed, torch.device(device), _flips(split), split)
             images = method.load(name)(aim, eps=eps, settings=settings)
     poisoned = replace(split, images=images)
     check(split, poisoned, name, eps)

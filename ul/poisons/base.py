@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import perturb
+from ..data import Split
 
 _PASSES: ContextVar["Passes | None"] = ContextVar("passes", default=None)
 
@@ -52,6 +53,7 @@ class Target:
     seed: int
     device: torch.device
     flip: bool  # mirrored images keep their label
+    split: Split | None = None  # with every target, for poisons against several tasks
 
     @property
     def classes(self) -> int:
