@@ -62,9 +62,13 @@ def all_of(verdicts: dict[str, str], wanted: list[str]) -> str:
     return UNDECIDED if UNDECIDED in verdicts.values() else HOLDS
 
 
-def verdicts(frame: pd.DataFrame, floor: float) -> pd.DataFrame:
-    """Rows claim, text, source, rule, measured, interval, n, verdict for one block of the benchmark."""
+def verdicts(frame: pd.DataFrame, floor: float, protection: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Rows claim, text, source, rule, measured, interval, n, verdict for one block of the benchmark.
+
+    protection: `cross_tables.protection`, if the cross-task study was run.
+    """
     measured = {
+        **({} if protection is None else {"C1": _crossed(protection)}),
         "C3": _per_method(frame, ["em", "ops", "ar"], ["tap"], against=tables.NOISE, floor=floor),
         "C4": _ranks(frame),
         "C5": _per_method(frame, ["em", "ops", "ar", "lsp"], ["tap"], against=tables.CLEAN, floor=floor),
@@ -103,3 +107,37 @@ def _ranks(frame: pd.DataFrame) -> dict:
         "n": interval.n,
         "verdict": side(interval, 0.5, above=True) if enough else UNDECIDED,
     }
+
+
+TAKEN, LEFT = 0.5, 0.2  # C1: of the own task's gap at least, of another's at most
+FEWEST_TASKS, FEWEST_POISONS = 2, 3
+
+
+def _crossed(protection: pd.DataFrame) -> dict:
+    """C1: how many poisons take their own task from a network of its own, and leave dense ones trained together."""
+    own = protection[protection["own"] & (protection["regime"] == "single")].set_index("method")
+    dense = protection[protection["dense"] & (protection["regime"] == "multi")]
+    methods = [m for m in own.index if m != tables.NOISE]
+    found = {m: _spared(own.loc[m], dense[dense["method"] == m]) for m in methods}
+    open_, holding = (list(found.values()).count(kind) for kind in (UNDECIDED, HOLDS))
+    verdict = HOLDS if holding >= FEWEST_POISONS else UNDECIDED if holding + open_ >= FEWEST_POISONS else FAILS
+    return {
+        "measured": "; ".join(
+            f"{m} own {own.protection[m]:.2f}, {_named(dense[dense['method'] == m])} ({found[m]})" for m in methods
+        ),
+        "interval": "; ".join(f"{m} own [{own.protection_low[m]:.2f}, {own.protection_high[m]:.2f}]" for m in methods),
+        "n": int(protection["n"].min()),
+        "verdict": verdict if len(found) >= FEWEST_POISONS else NOT_TESTED,
+    }
+
+
+def _named(dense: pd.DataFrame) -> str:
+    return ", ".join(f"{row.task} {row.protection:.2f}" for row in dense.itertuples())
+
+
+def _spared(own: pd.Series, dense: pd.DataFrame) -> str:
+    """One poison's verdict: its own task taken, and two dense tasks left."""
+    taken = side(Interval(own.protection, own.protection_low, own.protection_high, own.n), TAKEN, above=True)
+    left, kept = (dense["protection_high"] < LEFT).sum(), (dense["protection_low"] > LEFT).sum()
+    enough = HOLDS if left >= FEWEST_TASKS else FAILS if len(dense) - kept < FEWEST_TASKS else UNDECIDED
+    return all_of({"taken": taken, "left": enough}, ["taken", "left"])
