@@ -19,20 +19,22 @@ DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = [ROOT / "params.yaml", *ROOT.glob("profiles/*/params.yaml")]
 POISONS = {
-    "autoregressive", "base", "budgets", "contrastive", "generator", "handcrafted", "kernel", "minimise", "onepixel",
-    "surrogate", "targeted",
+    "autoregressive", "base", "budgets", "contrastive", "generator", "handcrafted", "kernel", "minimise", "multitask",
+    "onepixel", "surrogate", "targeted",
 }  # fmt: skip
 # Each row imports only rows above it.
 ROWS = [
-    {"buildings", "config", "nb", "shapes", "rays", "perturb", "ud", "stats", "published"},
-    {"records", "rooms", "metrics", "graph", "extremes"},
+    {"buildings", "config", "derived", "vit", "nb", "shapes", "rays", "perturb", "ud", "stats", "published"},
+    {"records", "rooms", "metrics", "graph", "extremes", "fetch"},
     {"figures", "taskonomy", "tables", "models", "files"},
-    {"data", "claims", "behaviour"},
-    {"defenses", "sal"},
-    {"train", "public", "scores"},
+    {"data", "claims", "behaviour", "tasks", "encoders", "weighting"},
+    {"defenses", "sal", "labels", "cross_tables"},
+    {"train", "public", "scores", "cross_figures"},
+    {"multitask"},
     {"poisons", *(f"poisons.{name}" for name in POISONS)},
     {"benchmark", "checks"},
-    {"validation"},
+    {"validation", "taskwise"},
+    {"cross_task"},
     {"__main__"},
 ]
 ROW = {name: i for i, row in enumerate(ROWS) for name in row}
@@ -88,13 +90,17 @@ def stages_of(notebook: str):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_stage_dependencies_are_the_imports(path):
-    """A method's own module is loaded when its poison is made; what such modules import counts for all of them."""
+    """A method's own module is loaded when its poison is made; what such modules import counts for all of them.
+
+    Poisons against several tasks need far more, and have a stage of their own.
+    """
     stages, own = list(stages_of(path.stem)), "ul/poisons/${item.module}.py"
     assert stages, f"no stage runs {path.name}"
     for name, stage in stages:
         wanted = imports.of_notebook(path)
         if own in stage["deps"]:
-            wanted |= imports.of_making({f"poisons.{method.module}" for method in poisons.NAMES.values()})
+            made = [method for method in poisons.NAMES.values() if method.tasks == (name == "poison_tasks")]
+            wanted |= imports.of_making({f"poisons.{method.module}" for method in made})
         assert {d for d in stage["deps"] if d.startswith("ul/")} - {own} == imports.files_of(wanted), name
     assert (path.stem == "01_poison") == (own in stages[0][1]["deps"])
 
@@ -107,7 +113,11 @@ def test_conditions_are_the_grid_with_each_methods_module(path):
         for d, methods in params["grid"]["methods"].items()
         for m in methods
     }
-    assert params["conditions"] == wanted
+    several = {key for key, row in wanted.items() if poisons.NAMES[row["method"]].tasks}
+    assert params["conditions"] == {key: row for key, row in wanted.items() if key not in several}
+    for key, row in params["task_conditions"].items():
+        assert key == f"{row['dataset']}-{row['method']}" and poisons.NAMES[row["method"]].tasks
+        assert row["module"] == poisons.NAMES[row["method"]].module
     assert list(params["grid"]["methods"]) == list(params["poison"])
 
 
