@@ -1,22 +1,24 @@
 """`make bench`: what the main parts cost, against plain references in the same run, written to results/bench/.
 
-Times are wall-clock seconds on one thread; only the ratio is meant to be compared between machines.
+Times are wall-clock seconds on one thread; only the ratio is meant to be compared between machines. An argument
+names the group to measure (main, poisons, tasks); the other rows stay.
 """
 
-import csv
 import datetime
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pandas as pd
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from tests import plain
 from tests.imports import ROOT
-from ul import data, defenses, models, perturb, poisons, sal, train
+from ul import cross_task, data, defenses, labels, models, multitask, perturb, poisons, sal, train
 from ul.poisons import autoregressive, base, onepixel
 
 COLUMNS = ["date", "what", "unit", "seconds", "reference_seconds", "ratio", "machine"]
@@ -32,12 +34,11 @@ def seconds(action: Callable, *, times: int = 3) -> float:
     return sorted(taken)[times // 2]
 
 
-def rows() -> list[list]:
-    """Measured rows (what, unit, seconds, reference seconds or None)."""
+def main_parts() -> list[list]:
     clean = data.load("rooms", "train", root=ROOT / "data", size=32, targets=("class_object",))
-    labels = clean.targets["class_object"]
+    classes = clean.targets["class_object"]
     model = models.make("resnet8", channels=3, classes=10, size=32, seed=0)
-    x, y = perturb.to_float(clean.images[:128]), labels[:128]
+    x, y = perturb.to_float(clean.images[:128]), classes[:128]
     rng = torch.Generator().manual_seed(0)
     recipe = train.Recipe(epochs=1)
     settings = {"defense": defenses.make("none"), "seed": 0, "device": "cpu", "target": "class_object"}
@@ -49,16 +50,37 @@ def rows() -> list[list]:
         ["training, resnet8", "epoch of 1,120 images",
          seconds(lambda: train.fit(model, clean, clean.take(torch.arange(280)), recipe=recipe, **settings)), None],
     ]  # fmt: skip
-    return found + handcrafted(clean) + [made(name, clean) for name in poisons.NAMES]
+    return found + handcrafted(clean)
+
+
+def all_poisons() -> list[list]:
+    clean = data.load("rooms", "train", root=ROOT / "data", size=32, targets=("class_object",))
+    return [made(name, clean) for name in poisons.NAMES if not poisons.NAMES[name].tasks]
+
+
+def several_tasks() -> list[list]:
+    """An epoch of joint training beside a bare loop of the same network on fixed batches."""
+    names = list(cross_task.SEVERAL)
+    clean, _ = labels.load("rooms", names, root=ROOT / "data", size=32)
+    recipe, found = multitask.Recipe(epochs=1), []
+    for encoder in ("resnet8", "vit"):
+        model = multitask.make(encoder, names, clean, seed=0)
+        ours = seconds(lambda m=model: multitask.fit(m, clean, recipe=recipe, seed=0, device=torch.device("cpu")))
+        bare = seconds(lambda m=model: plain.plain_tasks(m, clean.images, batch_size=recipe.batch_size))
+        found.append([f"joint training of five tasks, {encoder}", f"epoch of {len(clean):,} images", ours, bare])
+    return found
+
+
+GROUPS = {"main": main_parts, "poisons": all_poisons, "tasks": several_tasks}  # rows what, unit, seconds, reference
 
 
 def handcrafted(clean: data.Split) -> list[list]:
     """AR for one image and OPS for one class of 112 images, beside the plain loops."""
-    labels, rng = clean.targets["class_object"], torch.Generator().manual_seed(0)
+    classes, rng = clean.targets["class_object"], torch.Generator().manual_seed(0)
     filters = autoregressive.find_filters(10, (3, 32, 32), rng=rng)
     start = torch.randn((3, 36, 36), generator=rng, dtype=torch.float64)
-    one = clean.images[labels == 0]
-    whole = seconds(lambda: autoregressive.generate(filters[labels], (32, 32), rng=rng))
+    one = clean.images[classes == 0]
+    whole = seconds(lambda: autoregressive.generate(filters[classes], (32, 32), rng=rng))
     return [
         ["AR noise, images of all classes at once", "image", whole / len(clean),
          seconds(lambda: plain.plain_ar(start, filters[0]), times=1)],
@@ -100,20 +122,24 @@ def training_passes() -> Iterator[list[int]]:
         handle.remove()
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     path = ROOT / "results" / "bench" / "cpu.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    today = datetime.date.today().isoformat()
-    with path.open("w", newline="") as f:
-        writer = csv.writer(f, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for what, unit, ours, reference in rows():
-            ratio = f"{reference / ours:.2f}" if reference else ""
-            reference = f"{reference:.3f}" if reference else ""
-            writer.writerow([today, what, unit, f"{ours:.3f}", reference, ratio, platform.machine()])
-            print(f"{what}: {ours:.3f} s per {unit}" + (f", plain reference {reference} s, {ratio}x" if ratio else ""))
+    found = [line(*row) for name in names or GROUPS for row in GROUPS[name]()]
+    fresh = pd.DataFrame(found, columns=COLUMNS)
+    kept = pd.read_csv(path, dtype=str) if names and path.exists() else fresh.iloc[:0]
+    kept = kept[~kept["what"].isin(fresh["what"])]
+    pd.concat([kept, fresh]).to_csv(path, index=False, lineterminator="\n")
+
+
+def line(what: str, unit: str, ours: float, reference: float | None) -> list[str]:
+    """The row of the table, printed as well."""
+    ratio = f"{reference / ours:.2f}" if reference else ""
+    bare = f"{reference:.3f}" if reference else ""
+    print(f"{what}: {ours:.3f} s per {unit}" + (f", plain reference {bare} s, {ratio}x" if ratio else ""))
+    return [datetime.date.today().isoformat(), what, unit, f"{ours:.3f}", bare, ratio, platform.machine()]
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -85,3 +85,13 @@ def plain_training(model: nn.Module, images: Tensor, labels: Tensor, *, batch_si
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
+
+
+def plain_tasks(model: nn.Module, images: Tensor, *, batch_size: int) -> None:
+    """A bare epoch of a multi-task network: every head's outputs squared, no crops, labels, masks or schedule."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    inputs = (images.float() / 255).contiguous(memory_format=torch.channels_last)
+    for x in inputs.split(batch_size):
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack([out.square().mean() for out in model.train()(x).values()]).mean().backward()
+        optimizer.step()
