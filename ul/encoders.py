@@ -154,6 +154,8 @@ NAMES: dict[str, Callable[..., nn.Module]] = {
     "mod_squad": _mod_squad,
 }
 
+ROUTED = ("mod_squad",)  # whose features differ from task to task
+
 
 def make(name: str, *, channels: int, size: int, tasks: Sequence[str], seed: int) -> nn.Module:
     """An encoder for float images [n, channels, size, size], initialised from `seed` alone.

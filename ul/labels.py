@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import data, derived, perturb, tasks
-from .config import InputError, choose, located
+from .config import InputError, choose, existing, located
 from .data import Split
 from .taskonomy import domains_in
 
@@ -35,18 +35,26 @@ class Labelled:
 
 
 def load(
-    dataset: str, names: Sequence[str], *, root: str, size: int | None, limit: int | None, rare: str = "error"
+    dataset: str,
+    names: Sequence[str],
+    *,
+    root: str,
+    size: int | None,
+    limit: int | None,
+    rare: str = "error",
+    target: str | None = None,
 ) -> tuple[Labelled, Labelled]:
     """(train, test) of a data set with labels for these tasks; the test part is limited to half as many images.
 
-    Maps are in units of their standard deviation over the training part. rare: what happens to test views
+    target: the image-level target that poisons are made for, kept in `split`; None: the data set's own. Maps are in
+    units of their standard deviation over the training part. rare: what happens to test views
     of a class that training never shows, as one that a single building has: "error" or "drop". Raises InputError for
     unknown tasks, tasks that the data set has no labels for, a dense task without valid pixels, and rare classes.
     """
     for name in names:
         choose(name, tasks.NAMES, "task")
     limits = {"train": limit, "test": None if limit is None else max(1, limit // 2)}
-    parts = [read(dataset, part, names, root=root, size=size, limit=limits[part]) for part in limits]
+    parts = [read(dataset, part, names, root=root, size=size, limit=limits[part], target=target) for part in limits]
     for name in names:
         if not tasks.NAMES[name].dense:
             parts[1] = _learnable(*parts, name, choose(rare, ("error", "drop"), "way with rare classes"))
@@ -56,20 +64,36 @@ def load(
     return tuple(Labelled(part, labels) for part, labels in zip(parts, packed, strict=True))
 
 
-def read(dataset: str, part: str, names: Sequence[str], *, root: str, size: int | None, limit: int | None) -> Split:
-    """A part with the raw targets of these tasks and its image-level default; labels derived at the stored size."""
+def read(
+    dataset: str, part: str, names: Sequence[str], *, root: str, size: int | None, limit: int | None,
+    target: str | None = None,
+) -> Split:  # fmt: skip
+    """A part with the raw targets of these tasks and the image-level one; labels derived at the stored size.
+
+    Normals and shading come with depth, where it is stored, whose holes are theirs.
+    """
     source = data.SOURCES[choose(dataset, data.SOURCES, "data set")]
     stored = _stored(dataset, root)
     new = [n for n in names if n in derived.LABELS and n not in stored]
     needed = [need for n in new for need in derived.LABELS[n].needs]
-    wanted = dict.fromkeys([source.target, *(n for n in names if n not in new and n != "autoencoding"), *needed])
+    needed += ["depth_euclidean"] if {"normal", "reshading"} & {*names} and "depth_euclidean" in stored else []
+    wanted = dict.fromkeys(
+        [target or source.target, *(n for n in names if n not in new and n != "autoencoding"), *needed]
+    )
     if unknown := [n for n in wanted if n not in stored]:
         able = sorted({n for n in stored if n in tasks.NAMES} | set(derived.LABELS) | {"autoencoding"})
         raise InputError(f"{dataset} has no {unknown[0]}; name tasks among {', '.join(able)}")
+    if not new:  # views are made small one by one, not all at once
+        split = data.load(dataset, part, root=root, limit=limit, targets=tuple(wanted), size=size)
+        return _with_image(split)
     split = data.load(dataset, part, root=root, limit=limit, targets=tuple(wanted))
     more = {n: derived.label(n, split.images, split.targets) for n in new}
     split = replace(split, targets=split.targets | more)
-    split = split if size is None else data.resized(split, size)
+    return _with_image(split if size is None else data.resized(split, size))
+
+
+def _with_image(split: Split) -> Split:
+    """The image itself as autoencoding's target."""
     return replace(split, targets=split.targets | {"autoencoding": perturb.to_float(split.images)})
 
 
@@ -91,8 +115,12 @@ def _stored(dataset: str, root: str) -> list[str]:
     """Targets that files hold."""
     if dataset == "rooms":
         return list(data.ROOMS_DOMAINS)
-    folder = located(root) / "taskonomy"
-    return domains_in(folder) if dataset.startswith("taskonomy") else ["label"]
+    if dataset.startswith("taskonomy"):
+        folder = existing(located(root) / "taskonomy", "name the folder that holds it with -p root")
+        if not (found := domains_in(folder)):
+            raise InputError(f"{folder} holds no domain of Taskonomy; fetch rgb and the tasks' domains into it")
+        return found
+    return ["label"]
 
 
 def pack(split: Split, name: str) -> Tensor:

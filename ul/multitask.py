@@ -1,5 +1,6 @@
 """One network for several tasks, or one for each: a shared encoder with a light head a task, trained and scored."""
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -65,10 +66,10 @@ def make(encoder: str, names: Sequence[str], data: Labelled, *, seed: int) -> Mu
 
 
 def head(encoder: nn.Module, name: str, data: Labelled, seed: int) -> nn.Module:
-    """A new head of one task for an encoder."""
+    """A new head of one task for an encoder; heads of two tasks start differently."""
     task = tasks.NAMES[name]
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
         if task.dense:
             return encoders.dense_head(encoder.width, task.outputs, encoder.stride)
         return encoders.class_head(encoder.width, int(data.labels[name].max()) + 1)
@@ -152,13 +153,12 @@ def _features(model: MultiTask, images: Tensor) -> dict[str, Tensor]:
 def unit(name: str, labels: Tensor) -> float:
     """The loss of the best constant predictor."""
     task = tasks.NAMES[name]
-    return task.loss(constant(name, labels), labels).item()
+    return task.loss(_spread(task.constant(labels), labels), labels).item()
 
 
-def constant(name: str, labels: Tensor, like: Tensor | None = None) -> Tensor:
-    """Outputs of the best constant predictor of `labels`, for each row of `like` (default: of the labels)."""
-    best, like = tasks.NAMES[name].constant(labels), labels if like is None else like
-    return best.expand(len(like), *best.shape[1:2], *like.shape[2:])
+def _spread(constant: Tensor, like: Tensor) -> Tensor:
+    """The same outputs for every row and pixel of labels."""
+    return constant.expand(len(like), *constant.shape[1:2], *like.shape[2:])
 
 
 def _stack(data: Labelled, names: Sequence[str], device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
@@ -219,4 +219,8 @@ def evaluate(model: MultiTask, data: Labelled) -> dict[str, float]:
 
 def uninformed(names: Sequence[str], fitted: Labelled, held: Labelled) -> dict[str, float]:
     """Every task's metric for the best constant predictor of the labels `fitted`: what is known without any image."""
-    return {n: tasks.NAMES[n].score(constant(n, fitted.labels[n], held.labels[n]), held.labels[n]) for n in names}
+    found = {}
+    for name in names:
+        task, labels, like = tasks.NAMES[name], fitted.labels[name], held.labels[name]
+        found[name] = task.score(_spread((task.guess or task.constant)(labels), like), like)
+    return found

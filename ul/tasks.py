@@ -5,7 +5,7 @@ masked L1 (of the logarithm for depth), 1 - cosine for normals. segment_unsup2d 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ class Task:
 
     outputs: channels that a head gives (None: the number of classes). loss(outputs, labels): a mean over images of
     each image's mean over valid pixels. score(outputs, labels): the metric over all images. constant(labels): the
-    outputs [1,outputs(,1,1)] of the best predictor that sees no image.
+    outputs [1,outputs(,1,1)] of the best predictor that sees no image, by the loss; guess(labels): by the metric, where
+    that is another one (a normal's is the mean direction for both).
     """
 
     outputs: int | None
@@ -35,6 +36,7 @@ class Task:
     score: Callable[[Tensor, Tensor], float]
     constant: Callable[[Tensor], Tensor]
     pack: Callable[[Mapping[str, Tensor], str], Tensor] | None = None  # None: a class
+    guess: Callable[[Tensor], Tensor] | None = None
     scaled: bool = False  # labels are divided by their standard deviation
 
     @property
@@ -53,6 +55,11 @@ def _packed(values: Tensor, valid: Tensor | None = None) -> Tensor:
 
 def _map(targets: Mapping[str, Tensor], name: str) -> Tensor:
     return _packed(targets[name])
+
+
+def _shading(targets: Mapping[str, Tensor], name: str) -> Tensor:
+    """Where depth is known; all of it if the data set has no depth."""
+    return _packed(targets[name], targets.get("mask_valid"))
 
 
 def _depth(targets: Mapping[str, Tensor], name: str) -> Tensor:
@@ -148,11 +155,16 @@ def _values(labels: Tensor) -> Tensor:
 
 
 def _most_frequent(labels: Tensor) -> Tensor:
-    return torch.bincount(labels).float()[None]
+    counts = torch.bincount(labels).float()
+    return (counts / counts.sum()).clamp_min(1e-6).log()[None]
 
 
 def _median(labels: Tensor) -> Tensor:
     return _values(labels).median(1).values.view(1, -1, 1, 1)
+
+
+def _mean_metres(labels: Tensor) -> Tensor:
+    return _values(labels).exp().mean(1).log().view(1, -1, 1, 1)
 
 
 def _mean_vector(labels: Tensor) -> Tensor:
@@ -184,11 +196,11 @@ NAMES: dict[str, Task] = {
     "segment_semantic": Task(
         IDS, _pixel_classes, "mean IoU", "share", True, _mean_iou, _frequent_class, _classes
     ),
-    "depth_euclidean": Task(1, _absolute, "RMSE", "metres", False, _rmse_metres, _median, _depth),
+    "depth_euclidean": Task(1, _absolute, "RMSE", "metres", False, _rmse_metres, _median, _depth, _mean_metres),
     "normal": Task(3, _angle, "mean angle", "degrees", False, _degrees, _mean_vector, _vectors),
     "keypoints2d": _regressed(1),
     "edge_texture": _regressed(1),
-    "reshading": _regressed(1),
+    "reshading": replace(_regressed(1), pack=_shading),
     "autoencoding": _regressed(3),
     "segment_unsup2d": Task(
         1, _pixel_yes, "boundary AP", "share", True, _precision, _log_odds, _boundary

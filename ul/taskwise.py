@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from . import sal, tasks
 from .multitask import MultiTask
 
-JOINT = "joint"  # the sum of all tasks' losses
+JOINT = "joint"  # the mean of all tasks' losses
 
 Labels = dict[str, Tensor]
 
