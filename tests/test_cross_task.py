@@ -44,6 +44,10 @@ def test_variants_are_joint_networks_alone():
     assert names == ["balanced", "equal, class_object x 3", "equal, class_object x 10"]
 
 
+def test_no_balance_methods_no_variants():
+    assert cross_task.variants(CONFIG | {"balance_methods": []}) == []
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -51,6 +55,16 @@ def test_variants_are_joint_networks_alone():
         ({"single": ["normal"]}, "single names normal, which is not among the tasks; add it there"),
         ({"seeds": 0}, "seeds is 0"),
         ({"weightings": ["even"]}, "unknown weighting 'even'"),
+        ({"weighting": "even"}, "unknown weighting 'even'"),
+        ({"encoder": "resnet9"}, "unknown encoder 'resnet9'"),
+        ({"encoder": "mod_squad", "weightings": ["pcgrad"]}, "mod_squad routes by task.*take equal"),
+        ({"target": "class_scne"}, "single names class_scne"),
+        ({"lr": -1}, "lr is -1; it must be above 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"own_weights": [0]}, "own_weights is 0; it must be above 0"),
+        ({"own_weights": [10, 10]}, "10 comes twice in own_weights; name it once"),
+        ({"methods": ["lsp", "lsp"]}, "lsp comes twice in methods"),
+        ({"weightings": ["equal"]}, "equal comes twice in weighting and weightings"),
         ({"dataset": "roms"}, "unknown data set 'roms'"),
     ],
 )

@@ -132,7 +132,10 @@ def predictions(
 
 
 def _plain(outputs: np.ndarray) -> np.ndarray:
-    return outputs[0] if outputs.shape[1] == 3 else outputs[0, 0]
+    """One channel as it is; three as colours from the lowest to the highest value."""
+    if outputs.shape[1] != 3:
+        return outputs[0, 0]
+    return (outputs[0] - outputs[0].min()) / max(np.ptp(outputs[0]), 1e-6)
 
 
 def _probability(outputs: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import pandas as pd
 from . import stats, tasks, ud
 from .config import InputError
 
-CLEAN, UNINFORMED, JOINT = "clean", "uninformed", "joint"
+CLEAN, NOISE, UNINFORMED, JOINT = "clean", "noise", "uninformed", "joint"
 COLUMNS = ["dataset", "backbone", "regime", "method", "task", "seed", "metric", "value"]
 
 
@@ -37,18 +37,22 @@ def protection(frame: pd.DataFrame, target: str) -> pd.DataFrame:
     protection: the share of the gap between clean training and knowing no image that the poison removes, per seed
     (clean - poison) / (clean - uninformed): 0 protects nothing, 1 leaves nothing. nan where clean training is not
     better than knowing nothing. value: the metric itself; p: two-sided t-test of the protection against 0, p_holm over
-    the methods and tasks of a regime. own: the task is the poison's target; dense: it has an answer for every pixel.
-    Raises InputError without clean runs.
+    the methods and tasks of a regime. beyond_noise: protection less that of noise, paired by seed. own: the task is the
+    poison's target; dense: it has an answer for every pixel. Raises InputError without clean runs.
     """
     rows = []
+    kept = {}
     for regime, method, task, own, clean, nothing in _paired(frame):
         gap = clean - nothing
         row = {"regime": regime, "method": method, "task": task, "own": task == target}
         row |= {"dense": tasks.NAMES[task].dense, "n": len(own)} | stats.student(own).columns("value")
         learnt = np.sign(gap) == (1 if tasks.NAMES[task].higher else -1)
         shares = (clean - own) / gap if learnt.all() else np.full(len(own), np.nan)
+        kept[regime, method, task] = shares
         row |= _student(shares).columns("protection") | {"p": stats.p_value(shares)}
         rows.append(row)
+    for row in rows:
+        row |= _student(_beyond(kept, row)).columns("beyond_noise")
     found = pd.DataFrame(rows)
     found["p_holm"] = found.groupby("regime")["p"].transform(stats.holm)
     return found
@@ -70,6 +74,12 @@ def balance(runs: Sequence[dict], target: str) -> pd.DataFrame:
 def weighted(recipe: Mapping) -> str:
     """A recipe's weighting and single tasks' weights in words: "equal", "equal, class_object x 10"."""
     return ", ".join([recipe["weighting"], *(f"{task} x {weight:g}" for task, weight in recipe["weights"])])
+
+
+def _beyond(shares: Mapping[tuple, np.ndarray], row: Mapping) -> np.ndarray:
+    """A poison's protections less those of noise, seed by seed; nan without noise over the same seeds."""
+    own, noise = (shares.get((row["regime"], method, row["task"])) for method in (row["method"], NOISE))
+    return own - noise if noise is not None and len(noise) == len(own) else np.full(len(own), np.nan)
 
 
 def _student(values: np.ndarray) -> stats.Interval:

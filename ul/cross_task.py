@@ -11,7 +11,20 @@ import torch
 from joblib.externals.loky import get_reusable_executor
 from torch import Generator
 
-from . import benchmark, data, labels, models, multitask, perturb, poisons, records, taskwise, weighting
+from . import (
+    benchmark,
+    data,
+    encoders,
+    labels,
+    models,
+    multitask,
+    perturb,
+    poisons,
+    records,
+    tasks,
+    taskwise,
+    weighting,
+)
 from .config import InputError, at_least, choose, probe_epochs
 from .labels import Labelled
 from .multitask import MultiTask, Recipe
@@ -20,6 +33,7 @@ CLEAN, UNINFORMED = "clean", "uninformed"
 REGIMES = ("multi", "single", "transfer")
 # Tasks where none are named: of views with several labels, and of classified images, whose other labels are derived.
 SEVERAL = ("class_object", "class_scene", "keypoints2d", "depth_euclidean", "segment_unsup2d")
+USUAL = {"rooms": SEVERAL, "taskonomy": tasks.HEADLINE, "taskonomy_medium": tasks.HEADLINE}
 DERIVED = ("label", "keypoints2d", "edge_texture", "segment_unsup2d", "autoencoding")
 
 
@@ -50,13 +64,17 @@ class Cell:
 def cells(config: Mapping) -> list[Cell]:
     """The cells of all methods and seeds from a notebook's parameters, clean first. Raises InputError."""
     source = data.SOURCES[choose(config["dataset"], data.SOURCES, "data set")]
-    for method in config["methods"]:
+    for method in _distinct(config["methods"], "methods"):
         choose(method, poisons.NAMES, "method")
-    at_least(config["seeds"], 1, "seeds")
+    choose(config["encoder"], encoders.NAMES, "encoder")
+    _usable(config["weighting"], config["encoder"])
+    _positive(config["lr"], "lr")
+    for name in ("seeds", "batch_size", "sal_images"):
+        at_least(config[name], 1, name)
     strength = poisons.strength(source.eps if config["eps"] is None else config["eps"])
     recipe = Recipe(**{name: config[name] for name in ("epochs", "batch_size", "lr", "weighting")})
     target = config["target"] or source.target
-    names = tuple(config["tasks"]) or (DERIVED if source.target == "label" else SEVERAL)
+    names = _distinct(config["tasks"], "tasks") or USUAL.get(config["dataset"], DERIVED)
     first = Cell(
         dataset=config["dataset"], root=config["root"], limit=config["limit"], size=config["size"] or source.size,
         rare=config["rare"], tasks=names, single=tuple(config["single"]) or (target,),
@@ -75,13 +93,39 @@ def cells(config: Mapping) -> list[Cell]:
 
 def variants(config: Mapping) -> list[Cell]:
     """Joint networks of clean and `balance_methods` with other `weightings`, then with the attacked task's loss
-    weighing `own_weights` times as much. Raises InputError.
+    weighing `own_weights` times as much; none without `balance_methods`. Raises InputError.
     """
     names = config["balance_methods"]
     chosen = [replace(c, single=(), transfer=False, probes=()) for c in cells({**config, "methods": names})]
-    changes = [{"weighting": choose(name, weighting.NAMES, "weighting")} for name in config["weightings"]]
-    changes += [{"weights": ((chosen[0].target, float(w)),)} for w in config["own_weights"]]
+    others = _distinct([config["weighting"], *config["weightings"]], "weighting and weightings")[1:]
+    changes = [{"weighting": _usable(name, config["encoder"])} for name in others]
+    weights = [_positive(w, "own_weights") for w in _distinct(config["own_weights"], "own_weights")]
+    changes += [{"weights": ((chosen[0].target, w),)} for w in weights]
+    if not names:
+        return []
     return [replace(c, recipe=replace(c.recipe, **change)) for change in changes for c in chosen]
+
+
+def _distinct(values: Sequence, what: str) -> tuple:
+    """The values as a tuple. Raises InputError if one comes twice."""
+    for value in values:
+        if list(values).count(value) > 1:
+            raise InputError(f"{value} comes twice in {what}; name it once")
+    return tuple(values)
+
+
+def _positive(value: float, what: str) -> float:
+    if not value > 0:
+        raise InputError(f"{what} is {value}; it must be above 0")
+    return float(value)
+
+
+def _usable(name: str, encoder: str) -> str:
+    """A weighting's name, if its package is there and the encoder has features that all tasks share."""
+    weighting.make(name, [])
+    if name in weighting.AGGREGATORS and encoder in encoders.ROUTED:
+        raise InputError(f"{encoder} routes by task, so weighting {name} cannot be used; take equal or uncertainty")
+    return name
 
 
 @dataclass(frozen=True)
@@ -94,13 +138,15 @@ class Sets:
 
 
 @lru_cache(maxsize=2)
-def _clean(dataset: str, root: str, size: int | None, limit: int | None, names: tuple[str, ...], rare: str):
-    return labels.load(dataset, names, root=root, size=size, limit=limit, rare=rare)
+def _clean(
+    dataset: str, root: str, size: int | None, limit: int | None, names: tuple[str, ...], rare: str, target: str
+):
+    return labels.load(dataset, names, root=root, size=size, limit=limit, rare=rare, target=target)
 
 
 def parts(cell: Cell) -> tuple[Labelled, Labelled]:
     """(clean train, clean test) with labels for the cell's tasks."""
-    return _clean(cell.dataset, cell.root, cell.size, cell.limit, cell.tasks, cell.rare)
+    return _clean(cell.dataset, cell.root, cell.size, cell.limit, cell.tasks, cell.rare, cell.target)
 
 
 def poisoned(cell: Cell) -> Labelled:
