@@ -1,5 +1,6 @@
 """The paper's claims with rules fixed before the results, and verdicts measured by them."""
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -22,7 +23,8 @@ class Claim:
 CLAIMS: dict[str, Claim] = {
     "C1": Claim(
         "UEs that break the task they were made for leave other Taskonomy tasks learnable", "paper, figure 1",
-        "protection >= .5 on the own task and <= .2 on >= 2 dense tasks, for >= 3 methods",
+        "protection >= .5 on the own task (a network of its own) and <= .2 on >= 2 dense tasks (trained together), for "
+        ">= 3 methods",
     ),
     "C2": Claim(
         "clean and poisoned runs converge differently; only a part of the parameters takes another path",
@@ -117,7 +119,7 @@ def _crossed(protection: pd.DataFrame) -> dict:
     """C1: how many poisons take their own task from a network of its own, and leave dense ones trained together."""
     own = protection[protection["own"] & (protection["regime"] == "single")].set_index("method")
     dense = protection[protection["dense"] & (protection["regime"] == "multi")]
-    methods = [m for m in own.index if m != tables.NOISE]
+    methods = [m for m in own.index if not m.startswith(tables.NOISE)]
     found = {m: _spared(own.loc[m], dense[dense["method"] == m]) for m in methods}
     open_, holding = (list(found.values()).count(kind) for kind in (UNDECIDED, HOLDS))
     verdict = HOLDS if holding >= FEWEST_POISONS else UNDECIDED if holding + open_ >= FEWEST_POISONS else FAILS
@@ -127,7 +129,7 @@ def _crossed(protection: pd.DataFrame) -> dict:
         ),
         "interval": "; ".join(f"{m} own [{own.protection_low[m]:.2f}, {own.protection_high[m]:.2f}]" for m in methods),
         "n": int(protection["n"].min()),
-        "verdict": verdict if len(found) >= FEWEST_POISONS else NOT_TESTED,
+        "verdict": verdict if len(found) - list(found.values()).count(NOT_TESTED) >= FEWEST_POISONS else NOT_TESTED,
     }
 
 
@@ -136,7 +138,10 @@ def _named(dense: pd.DataFrame) -> str:
 
 
 def _spared(own: pd.Series, dense: pd.DataFrame) -> str:
-    """One poison's verdict: its own task taken, and two dense tasks left."""
+    """One poison's verdict: its own task taken, and two dense tasks left, of those that clean training learns."""
+    dense = dense[dense["protection"].notna()]
+    if len(dense) < FEWEST_TASKS or math.isnan(own.protection):
+        return NOT_TESTED
     taken = side(Interval(own.protection, own.protection_low, own.protection_high, own.n), TAKEN, above=True)
     left, kept = (dense["protection_high"] < LEFT).sum(), (dense["protection_low"] > LEFT).sum()
     enough = HOLDS if left >= FEWEST_TASKS else FAILS if len(dense) - kept < FEWEST_TASKS else UNDECIDED
