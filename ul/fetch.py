@@ -1,5 +1,6 @@
 """Official archives of CIFAR and MNIST: resumable downloads, checked by SHA-256, unpacked within their folder."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -7,6 +8,7 @@ import tarfile
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -58,20 +60,22 @@ ARCHIVES: dict[str, Archive] = {
 def fetch(name: str, root: Path, *, progress: Callable[[int], None] = lambda count: None) -> Path:
     """Download, check and unpack a data set below `root`; the folder that then holds it.
 
-    Half a download stays below `root/.fetch` and is continued by the next call. progress: called with numbers of new
-    bytes. Raises InputError for unknown names, a folder that exists, a server that fails and contents that differ.
+    Half a download stays below `root/.fetch/<name>` and is continued by the next call. progress: called with numbers of
+    new bytes. Raises InputError for unknown names, a folder that exists, a server that fails and contents that differ.
     """
     archive = ARCHIVES[choose(name, ARCHIVES, "data set to fetch")]
     out = root / archive.folder
     if out.exists():
         raise InputError(f"{out} exists; remove it, or name another --root")
-    store = root / ".fetch"
+    store = root / ".fetch" / name
     store.mkdir(parents=True, exist_ok=True)
     paths = [download(f"{archive.server}/{file.name}", store / file.name, file, progress) for file in archive.files]
     with tempfile.TemporaryDirectory(dir=store) as folder:
         made = _unpacked(paths[0], Path(folder), archive.folder) if archive.packed else _gathered(paths, Path(folder))
         os.replace(made, out)
     shutil.rmtree(store)
+    with contextlib.suppress(OSError):  # another data set's download is under way
+        store.parent.rmdir()
     return out
 
 
@@ -104,7 +108,7 @@ def _continue(url: str, part: Path, size: int, progress: Callable[[int], None]) 
                     progress(len(chunk))
     except HTTPError as error:
         raise InputError(f"{url}: the server says {error.code} {error.reason}; fetch it later, or by hand") from None
-    except (URLError, OSError) as error:
+    except (URLError, HTTPException, OSError) as error:
         raise InputError(f"{url}: {getattr(error, 'reason', error)}; {AGAIN}") from None
     if (found := part.stat().st_size) < size:
         raise InputError(f"{url}: the connection ended after {found} of {size} bytes; {AGAIN}")
