@@ -61,7 +61,7 @@ def all_poisons() -> list[list]:
 def several_tasks() -> list[list]:
     """An epoch of joint training beside a bare loop of the same network on fixed batches."""
     names = list(cross_task.SEVERAL)
-    clean, _ = labels.load("rooms", names, root=ROOT / "data", size=32)
+    clean, _ = labels.load("rooms", names, root=str(ROOT / "data"), size=32, limit=None)
     recipe, found = multitask.Recipe(epochs=1), []
     for encoder in ("resnet8", "vit"):
         model = multitask.make(encoder, names, clean, seed=0)
