@@ -59,6 +59,11 @@ def test_single_networks_are_the_same_network(encoder):
     torch.testing.assert_close(joint, torch.cat([together[n].flatten(1) for n in NAMES], 1))
 
 
+@pytest.mark.parametrize("encoder", encoders.NAMES)
+def test_the_routed_encoders_are_known_by_name(encoder):
+    assert network(encoder).encoder.routed == (encoder in encoders.ROUTED)
+
+
 def test_resnet50_has_its_published_size():
     """25,557,032 parameters with 1,000 classes and a 7x7 stem (torchvision's page); here no classifier, a 3x3 stem."""
     encoder = encoders.make("resnet50", channels=3, size=32, tasks=[], seed=0)
