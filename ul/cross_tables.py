@@ -8,8 +8,9 @@ import pandas as pd
 
 from . import stats, tasks, ud
 from .config import InputError
+from .tables import CLEAN, NOISE
 
-CLEAN, NOISE, UNINFORMED, JOINT = "clean", "noise", "uninformed", "joint"
+UNINFORMED, JOINT = "uninformed", "joint"
 COLUMNS = ["dataset", "backbone", "regime", "method", "task", "seed", "metric", "value"]
 
 

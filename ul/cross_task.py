@@ -25,11 +25,11 @@ from . import (
     taskwise,
     weighting,
 )
+from .benchmark import CLEAN
 from .config import InputError, at_least, choose, probe_epochs
 from .labels import Labelled
 from .multitask import MultiTask, Recipe
 
-CLEAN, UNINFORMED = "clean", "uninformed"
 REGIMES = ("multi", "single", "transfer")
 # Tasks where none are named: of views with several labels, and of classified images, whose other labels are derived.
 SEVERAL = ("class_object", "class_scene", "keypoints2d", "depth_euclidean", "segment_unsup2d")
