@@ -1,7 +1,7 @@
 """`make bench`: what the main parts cost, against plain references in the same run, written to results/bench/.
 
 Times are wall-clock seconds on one thread; only the ratio is meant to be compared between machines. An argument
-names the group to measure (main, poisons, tasks); the other rows stay.
+names the group to measure (main, poisons, tasks, surfaces); the other rows stay.
 """
 
 import datetime
@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from tests import plain
 from tests.imports import ROOT
-from ul import cross_task, data, defenses, labels, models, multitask, perturb, poisons, sal, train
+from ul import cross_task, data, defenses, labels, landscape, models, multitask, perturb, poisons, sal, train
 from ul.poisons import autoregressive, base, onepixel
 
 COLUMNS = ["date", "what", "unit", "seconds", "reference_seconds", "ratio", "machine"]
@@ -71,7 +71,18 @@ def several_tasks() -> list[list]:
     return found
 
 
-GROUPS = {"main": main_parts, "poisons": all_poisons, "tasks": several_tasks}  # rows what, unit, seconds, reference
+def surfaces() -> list[list]:
+    """A 21x21 loss surface of LeNet-5 on 500 images beside setting weights and evaluating point by point."""
+    digits = data.load("mnist", "train", root=ROOT / "data", limit=500)
+    model = models.make("lenet5", channels=1, classes=10, size=28, seed=0)
+    plane, at = landscape.random_plane(model, rng=torch.Generator().manual_seed(0)), torch.linspace(-1, 1, 21)
+    ours = seconds(lambda: landscape.surface(model, digits, plane, at, at))
+    bare = seconds(lambda: plain.plain_surface(model, digits, plane, at, at))
+    return [["loss surface 21x21, lenet5", "500 images", ours, bare]]
+
+
+# Rows what, unit, seconds, reference seconds.
+GROUPS = {"main": main_parts, "poisons": all_poisons, "tasks": several_tasks, "surfaces": surfaces}
 
 
 def handcrafted(clean: data.Split) -> list[list]:

@@ -1,10 +1,13 @@
 """Plain loops that the package is measured and tested against: slow, and easy to believe."""
 
+import copy
 from itertools import product
 
 import torch
 from torch import Tensor, nn
+from torch.func import replace_all_batch_norm_modules_
 from torch.nn import functional as F
+from torch.nn.utils import vector_to_parameters
 
 from ul import models
 
@@ -95,3 +98,15 @@ def plain_tasks(model: nn.Module, images: Tensor, *, batch_size: int) -> None:
         optimizer.zero_grad(set_to_none=True)
         torch.stack([out.square().mean() for out in model.train()(x).values()]).mean().backward()
         optimizer.step()
+
+
+def plain_surface(model: nn.Module, split, plane, xs: Tensor, ys: Tensor) -> Tensor:
+    """The loss [y,x] on a plane, point by point: weights set, all images through the network."""
+    model, out = replace_all_batch_norm_modules_(copy.deepcopy(model)).eval(), torch.zeros(len(ys), len(xs))
+    images, targets = split.images.float() / 255, split.targets["label"]
+    with torch.no_grad():
+        for i, y in enumerate(ys):
+            for j, x in enumerate(xs):
+                vector_to_parameters(plane.origin + x * plane.axes[0] + y * plane.axes[1], model.parameters())
+                out[i, j] = F.cross_entropy(model(images), targets)
+    return out

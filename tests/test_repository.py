@@ -24,17 +24,30 @@ POISONS = {
 }  # fmt: skip
 # Each row imports only rows above it.
 ROWS = [
-    {"buildings", "config", "derived", "vit", "nb", "shapes", "rays", "perturb", "ud", "stats", "published"},
-    {"records", "rooms", "metrics", "graph", "extremes", "fetch"},
+    {
+        "buildings",
+        "config",
+        "critical",
+        "derived",
+        "nb",
+        "perturb",
+        "published",
+        "rays",
+        "shapes",
+        "stats",
+        "ud",
+        "vit",
+    },
+    {"records", "rooms", "metrics", "graph", "extremes", "fetch", "critical"},
     {"figures", "taskonomy", "tables", "models", "files"},
     {"data", "claims", "behaviour", "tasks", "encoders", "weighting"},
     {"defenses", "sal", "labels", "cross_tables"},
-    {"train", "public", "scores", "cross_figures"},
-    {"multitask"},
+    {"train", "public", "scores", "cross_figures", "landscape", "convergence_figures"},
+    {"multitask", "paths", "explore"},
     {"poisons", *(f"poisons.{name}" for name in POISONS)},
     {"benchmark", "checks"},
-    {"validation", "taskwise"},
-    {"cross_task"},
+    {"validation", "taskwise", "convergence"},
+    {"cross_task", "convergence_tables", "flatness", "planes"},
     {"__main__"},
 ]
 ROW = {name: i for i, row in enumerate(ROWS) for name in row}
@@ -159,6 +172,11 @@ def test_profiles_name_only_parameters_that_notebooks_know(path):
             assert params["poison"][name.partition("-")[0]].get("limit") == settings.get("limit"), name
     for section, stem in {"data": "00_data", "grid": "05_benchmark", "claims": "07_claims"}.items():
         nb.checked(params[section], nb.defaults(nb.read(ROOT / "notebooks" / f"{stem}.ipynb")), section)
+    known = nb.defaults(nb.read(ROOT / "notebooks" / "03_convergence.ipynb"))
+    for name, study in params["convergences"].items():
+        nb.checked(study["with"], known, f"{path}:{name}")
+        poisons_of = study["with"].get("poisons")
+        assert study["uses"] == poisons_of if poisons_of else (ROOT / study["uses"]).is_file(), name
 
 
 def pins() -> dict[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from . import tables
+from .config import InputError, existing, located
 from .stats import Interval
 
 HOLDS, FAILS, UNDECIDED, NOT_TESTED = "holds", "does not hold", "undecided", "not tested"
@@ -64,13 +65,17 @@ def all_of(verdicts: dict[str, str], wanted: list[str]) -> str:
     return UNDECIDED if UNDECIDED in verdicts.values() else HOLDS
 
 
-def verdicts(frame: pd.DataFrame, floor: float, protection: pd.DataFrame | None = None) -> pd.DataFrame:
+def verdicts(
+    frame: pd.DataFrame, floor: float, protection: pd.DataFrame | None = None, paths: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Rows claim, text, source, rule, measured, interval, n, verdict for one block of the benchmark.
 
-    protection: `cross_tables.protection`, if the cross-task study was run.
+    protection: `cross_tables.protection`, if the cross-task study was run; paths: `convergence_tables.evidence` of all
+    convergence studies, if any was run.
     """
     measured = {
         **({} if protection is None else {"C1": _crossed(protection)}),
+        **({} if paths is None else {"C2": _parted(paths)}),
         "C3": _per_method(frame, ["em", "ops", "ar"], ["tap"], against=tables.NOISE, floor=floor),
         "C4": _ranks(frame),
         "C5": _per_method(frame, ["em", "ops", "ar", "lsp"], ["tap"], against=tables.CLEAN, floor=floor),
@@ -146,3 +151,44 @@ def _spared(own: pd.Series, dense: pd.DataFrame) -> str:
     left, kept = (dense["protection_high"] < LEFT).sum(), (dense["protection_low"] > LEFT).sum()
     enough = HOLDS if left >= FEWEST_TASKS else FAILS if len(dense) - kept < FEWEST_TASKS else UNDECIDED
     return all_of({"taken": taken, "left": enough}, ["taken", "left"])
+
+
+SIMPLE = ("linear", "lenet5")  # C2's models
+PART, REGAINED = 0.5, 0.5  # C2: of the parameters at most, of the accuracy gap at least
+
+
+def _parted(paths: pd.DataFrame) -> dict:
+    """C2: every poison that takes accuracy from a simple model, whose seeds see all images; one failure decides."""
+    chosen = paths[paths["architecture"].isin(SIMPLE) & (paths["drawn"] == 1) & paths["recovered"].notna()]
+    chosen = chosen[~chosen["method"].str.startswith(tables.NOISE)]
+    found = {f"{row.architecture} {row.dataset} {row.method}": (row, _partly(row)) for row in chosen.itertuples()}
+    return {
+        "measured": "; ".join(
+            f"{name} {row.share:.2f} of the weights, {row.recovered:.2f} regained ({kind})"
+            for name, (row, kind) in found.items()
+        ),
+        "interval": "; ".join(
+            f"{name} [{row.share_low:.2f}, {row.share_high:.2f}], [{row.recovered_low:.2f}, {row.recovered_high:.2f}]"
+            for name, (row, _) in found.items()
+        ),
+        "n": int(chosen["n"].min()) if found else 0,
+        "verdict": all_of({name: kind for name, (_, kind) in found.items()}, list(found)) if found else NOT_TESTED,
+    }
+
+
+def _partly(row) -> str:
+    """One poison's verdict: more weights than in the null differ, fewer than half do, and moving them regains half."""
+    parts = {
+        "more": side(Interval(row.beyond, row.beyond_low, row.beyond_high, row.n), 0, above=True),
+        "part": side(Interval(row.share, row.share_low, row.share_high, row.n), PART, above=False),
+        "moved": side(Interval(row.recovered, row.recovered_low, row.recovered_high, row.n), REGAINED, above=True),
+    }
+    return all_of(parts, list(parts))
+
+
+def folder(path: str) -> pd.DataFrame:
+    """All tables (.csv) of a folder, one below the other. Raises InputError if there is none."""
+    files = sorted(existing(located(path), "run `dvc repro` first").glob("*.csv"))
+    if not files:
+        raise InputError(f"{path} holds no .csv; run `dvc repro` first")
+    return pd.concat([pd.read_csv(file) for file in files], ignore_index=True)

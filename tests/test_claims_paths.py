@@ -1,0 +1,56 @@
+"""Claim C2's verdict for planted evidence."""
+
+import pandas as pd
+import pytest
+
+from ul import claims
+from ul.config import InputError
+
+
+def row(method="em", architecture="lenet5", *, drawn=1.0, beyond=0.2, share=0.2, recovered=0.8, half=0.1) -> dict:
+    """Evidence of one poison, every interval `half` wide to both sides."""
+    values = {"beyond": beyond, "share": share, "recovered": recovered}
+    out = {"dataset": "mnist", "architecture": architecture, "drawn": drawn, "method": method, "n": 6, "gap": 0.5}
+    for name, value in values.items():
+        out |= {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
+    return out
+
+
+def verdict(*rows: dict) -> str:
+    return claims._parted(pd.DataFrame(rows))["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({}, claims.HOLDS),
+        ({"beyond": -0.2}, claims.FAILS),
+        ({"beyond": 0.05}, claims.UNDECIDED),
+        ({"share": 0.7}, claims.FAILS),
+        ({"share": 0.45}, claims.UNDECIDED),
+        ({"recovered": 0.3}, claims.FAILS),
+        ({"recovered": 0.55}, claims.UNDECIDED),
+    ],
+)
+def test_each_part_of_the_rule_decides(change, wanted):
+    assert verdict(row(**change)) == wanted
+
+
+def test_one_failure_decides_and_others_do_not_count():
+    fails = {"share": 0.9}
+    assert verdict(row(), row("lsp", "linear", **fails)) == claims.FAILS
+    noise, toothless = row("noise", **fails), row("ops", **fails) | {"recovered": float("nan")}
+    assert verdict(row(), noise, toothless) == claims.HOLDS
+    assert verdict(row(), row(drawn=0.5, **fails), row(architecture="resnet8", **fails)) == claims.HOLDS
+    assert verdict(noise) == claims.NOT_TESTED
+
+
+def test_the_folder_s_tables_are_read_together(tmp_path):
+    for name in ("a", "b"):
+        pd.DataFrame([row(name)]).to_csv(tmp_path / f"{name}.csv", index=False)
+    assert list(claims.folder(str(tmp_path))["method"]) == ["a", "b"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no"):
+        claims.folder(str(tmp_path / "empty"))
+    with pytest.raises(InputError, match="missing is missing"):
+        claims.folder(str(tmp_path / "missing"))

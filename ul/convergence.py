@@ -1,0 +1,293 @@
+"""The convergence study: clean and poisoned runs from the same start in the same batch order, and interventions."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+
+import joblib
+import numpy as np
+import torch
+from joblib.externals.loky import get_reusable_executor
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import vector_to_parameters
+
+from . import benchmark, data, defenses, landscape, metrics, models, paths, perturb, records, scores, train
+from .benchmark import CLEAN
+from .config import InputError, at_least, choose, within
+from .paths import Path
+
+
+class Features(nn.Module):
+    """Principal components of images, each of unit variance: fixed, so that all weights are the classifier's."""
+
+    def __init__(self, images: Tensor, count: int):
+        super().__init__()
+        x = perturb.to_float(images).flatten(1)
+        mean = x.mean(0)
+        _, spread, turned = torch.linalg.svd(x - mean, full_matrices=False)
+        turned = turned[:count]
+        turned = turned * torch.sign(turned.gather(1, turned.abs().argmax(1, keepdim=True)))
+        self.register_buffer("mean", mean)
+        self.register_buffer("axes", (turned.T / spread[:count] * len(x) ** 0.5).contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) - self.mean) @ self.axes
+
+
+MOVED = ("differing", "largest", "random", "rest")  # sets of parameters that interventions move
+LOWEST = {"points": 1, "features": 1, "looked": 1, "grid": 2, "surface_images": 2, "flat_seeds": 1}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. run: data, condition and recipe, its seed drawing batch order and crops; start: seed of the weights."""
+
+    run: benchmark.Cell
+    start: int
+    features: int  # principal components that a linear network sees
+    points: int  # recorded of the path, beside the start
+    looked: int  # images that gradients and curvature are measured on
+    share: float = 1.0  # of the training images that each seed draws, the same ones in every condition
+    watched: bool = True  # every epoch is looked at, otherwise the end alone
+
+
+@dataclass(frozen=True)
+class Sets:
+    """own: what the cell trains on; test: clean; features: of a linear network."""
+
+    own: data.Split
+    test: data.Split
+    features: Features | None
+
+
+def cells(config: Mapping) -> list[Cell]:
+    """The cells of all methods and seeds from a notebook's parameters, clean first. Raises InputError."""
+    if config["seeds"] < 3:
+        raise InputError(f"seeds is {config['seeds']}; a spread over clean runs needs 3 or more")
+    for name, low in LOWEST.items():
+        at_least(config[name], low, name)
+    own = {name: config[name] for name in ("start", "features", "points", "looked", "share")}
+    if within(own["share"], "share") == 0:
+        raise InputError("share is 0; every run needs images")
+    if twice := [m for m in config["methods"] if list(config["methods"]).count(m) > 1]:
+        raise InputError(f"{twice[0]} comes twice in methods; name it once")
+    found = []
+    for method in (CLEAN, *config["methods"]):
+        folder = config["poisons"] if method != CLEAN else None
+        poison = folder and f"{folder}/{config['dataset']}-{method}.npz"
+        settings = {"defense": "none", "share": 1.0, "label_noise": 0.0, "sal_images": config["looked"]}
+        for run in benchmark.cells({**config, **settings, "method": method, "poison": poison}):
+            found.append(Cell(_plain(run), **own))
+    return found
+
+
+def among(names: Sequence[str], choices: Sequence[str], what: str) -> list[str]:
+    """The names, if all are among the choices. Raises InputError that lists these."""
+    for name in names:
+        choose(name, set(choices), f"name in {what}")
+    return list(names)
+
+
+def _plain(run: benchmark.Cell) -> benchmark.Cell:
+    """Principal components of crops and mirrors would be others: a linear network sees the images as they are."""
+    return replace(run, recipe=replace(run.recipe, pad=0, flip=False)) if run.architecture == "linear" else run
+
+
+def sets(chosen: Sequence[Cell]) -> dict[str, Sets]:
+    """What the cells of a study train on, by method; a linear network's components are those of all methods' images."""
+    first = {cell.run.method: cell for cell in reversed(chosen)}
+    _, test = benchmark.splits(chosen[0].run)
+    own = {method: benchmark.poisoned(first[method].run) for method in dict.fromkeys(c.run.method for c in chosen)}
+    features = None
+    if chosen[0].run.architecture == "linear":
+        features = Features(torch.cat([split.images for split in own.values()]), chosen[0].features)
+    return {method: Sets(split, test, features) for method, split in own.items()}
+
+
+def network(cell: Cell, given: Sets) -> nn.Module:
+    """The network before training: the same for every condition and seed of a study."""
+    classes = int(given.own.targets[cell.run.target].max()) + 1
+    channels, size = given.own.images.shape[1], given.own.images.shape[-1]
+    if given.features is None:
+        return models.make(cell.run.architecture, channels=channels, classes=classes, size=size, seed=cell.start)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(cell.start)
+        fc = nn.Linear(cell.features, classes, bias=False)
+    return nn.Sequential(OrderedDict(features=given.features, fc=fc))
+
+
+# ---- Runs ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """record: configuration and one row an epoch, from 0, the start; path: its weights; buffers: at the end."""
+
+    record: dict
+    path: Path
+    accuracy: float  # on clean test images, 0..1
+
+    @property
+    def method(self) -> str:
+        return self.record["config"]["method"]
+
+    @property
+    def seed(self) -> int:
+        return self.record["config"]["seed"]
+
+
+def follow(cell: Cell, given: Sets, keep: np.ndarray | None = None) -> Run:
+    """Train one network and record where its weights go. keep: bool[p], parameters that stay at their start."""
+    where, run = models.device(), cell.run
+    with models.one_thread(where):
+        model = network(cell, given).to(where, memory_format=torch.channels_last)
+        look, history, own = _Look(cell, given, model, where), train.History(), drawn(cell, given.own)
+        steps = run.recipe.epochs * -(-len(own) // run.recipe.batch_size)
+        look(0, model)
+        still = nullcontext() if keep is None else paths.held(model, torch.as_tensor(keep))
+        with still, paths.recorded(model, max(1, steps // cell.points)) as path:
+            train.fit(
+                model, own, None, recipe=run.recipe, defense=defenses.make("none"), seed=run.seed,
+                device=where, target=run.target, on_epoch=look, history=history,
+            )  # fmt: skip
+    for row in look.rows:
+        if at := row["epoch"]:
+            row |= {"train_loss": history.train_loss[at - 1], "train_accuracy": history.train_accuracy[at - 1]}
+    held = "" if keep is None else ", part held"
+    records.note(f"path {run.dataset} {run.method} seed {run.seed}: {steps} steps{held}")
+    settings = asdict(run) | {"start": cell.start, "features": cell.features, "drawn": cell.share}
+    settings["poison"] = run.poison is not None
+    del settings["root"]
+    record = records.rounded({"config": settings, "epochs": look.rows, "versions": records.versions()})
+    return Run(record, path, look.rows[-1]["test_accuracy"])
+
+
+def drawn(cell: Cell, split: data.Split) -> data.Split:
+    """The cell's share of the training images, drawn by its seed: the same positions in every condition."""
+    if cell.share == 1:
+        return split
+    order = torch.randperm(len(split), generator=Generator().manual_seed(cell.run.seed))
+    return split.take(order[: max(1, round(cell.share * len(split)))].sort().values)
+
+
+class _Look:
+    """Called after each epoch: losses and accuracies, gradient, distance from the start and, at probes, curvature."""
+
+    def __init__(self, cell: Cell, given: Sets, model: nn.Module, where: torch.device):
+        self.cell, self.rows, self.start = cell, [], landscape.vector(model)
+        target = cell.run.target
+        self.own = on(benchmark.sal_subset(given.own, cell.looked), target, where)
+        self.test = on(given.test, target, where)
+
+    def __call__(self, epoch: int, model: nn.Module) -> None:
+        if not self.cell.watched and epoch != self.cell.run.recipe.epochs:
+            return
+        out = metrics.logits(model, self.test[0])
+        row = {
+            "epoch": epoch, "test_loss": F.cross_entropy(out, self.test[1]).item(),
+            "test_accuracy": (out.argmax(1) == self.test[1]).float().mean().item(),
+            "gradient_norm": scores.gradient_norm(model, *self.own),
+            "distance": (landscape.vector(model) - self.start).norm().item(),
+        }  # fmt: skip
+        if epoch in self.cell.run.probes:
+            row["curvature"] = landscape.top_curvature(model, *self.own)
+        self.rows.append(row)
+
+
+def on(split: data.Split, target: str, where: torch.device) -> tuple[Tensor, Tensor]:
+    """(images as floats, labels) of a split on a device."""
+    images = perturb.to_float(split.images.to(where)).contiguous(memory_format=torch.channels_last)
+    return images, split.targets[target].to(where)
+
+
+def run_all(
+    chosen: Sequence[Cell],
+    given: Mapping[str, Sets],
+    keep: Sequence[np.ndarray] | None = None,
+    *,
+    jobs: int | None = None,
+) -> list[Run]:
+    """All cells in order; on the CPU in `jobs` processes (default: one a core), each with one thread."""
+    masks = [None] * len(chosen) if keep is None else keep
+    work = [(cell, given[cell.run.method], mask) for cell, mask in zip(chosen, masks, strict=True)]
+    jobs = 1 if models.device().type == "cuda" else min(jobs or os.cpu_count() or 1, len(work))
+    label = f"{chosen[0].run.dataset} paths"
+    if jobs == 1:
+        return list(records.progress((follow(*w) for w in work), label, len(work)))
+    with joblib.Parallel(n_jobs=jobs, return_as="generator") as parallel:
+        found = list(records.progress(parallel(joblib.delayed(follow)(*w) for w in work), label, len(work)))
+    get_reusable_executor().shutdown(wait=True)  # idle workers would be interrupted with the kernel
+    return found
+
+
+def save(runs: Sequence[Run], path: str | None) -> None:
+    """Write the records to one JSON file; None writes nothing."""
+    if path is not None:
+        records.save({"runs": [run.record for run in runs]}, path)
+
+
+# ---- Interventions -------------------------------------------------------------------------------------------------
+
+
+def accuracy(cell: Cell, given: Sets, weights: Tensor) -> float:
+    """Clean test accuracy (0..1) of a network with these weights, float[p].
+
+    Batch statistics are taken anew, over the run's own training images: moved weights have no use for old ones.
+    """
+    model = network(cell, given)
+    vector_to_parameters(weights, model.parameters())
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches
+    if norms:
+        with torch.no_grad():
+            for part in given.own.images.split(perturb.block_size(given.own.images)):
+                model.train()(perturb.to_float(part))
+    return metrics.accuracy(model, *on(given.test, cell.run.target, torch.device("cpu")))
+
+
+def sets_of(mask: np.ndarray, gap: np.ndarray, owners: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:
+    """Sets of parameters to move, bool[p] each: the differing ones, as many others to compare with, and the rest.
+
+    differing: `mask`; largest: as many with the largest `gap` at the end; random: as many of each layer, drawn; rest:
+    all but the differing.
+    """
+    count = int(mask.sum())
+    largest = np.zeros_like(mask)
+    largest[np.argsort(-gap, kind="stable")[:count]] = True
+    rng, random = np.random.default_rng(seed), np.zeros_like(mask)
+    for layer in np.unique(owners):
+        at = np.flatnonzero(owners == layer)
+        random[rng.choice(at, int(mask[at].sum()), replace=False)] = True
+    return dict(zip(MOVED, (mask, largest, random, ~mask), strict=True))
+
+
+def transplants(cell: Cell, given: Sets, own: Tensor, clean: Tensor, chosen: Mapping[str, np.ndarray]) -> list[dict]:
+    """Rows do ("transplant"), moved (name of the set), weights (how many), accuracy: what parts of a clean run bring.
+
+    own, clean: float[p], end weights of a poisoned and of a clean run. The clean values of the chosen parameters are
+    put into the poisoned network; with nothing moved it is the poisoned run itself, with everything the clean one.
+    """
+    sets = {"nothing": np.zeros(len(own), dtype=bool), "everything": np.ones(len(own), dtype=bool)} | dict(chosen)
+    return [
+        {"do": "transplant", "moved": name, "weights": int(mask.sum()),
+         "accuracy": accuracy(cell, given, torch.where(torch.from_numpy(mask), clean, own))}
+        for name, mask in sets.items()
+    ]  # fmt: skip
+
+
+Chosen = Mapping[tuple[str, int], Mapping[str, np.ndarray]]  # sets of parameters, bool[p], by (method, seed) and name
+
+
+def repeated(cells: Sequence[Cell], given: Mapping[str, Sets], chosen: Chosen, kind: str) -> list[Run]:
+    """The cells once more, with one kind of their sets of parameters held at the start all along.
+
+    chosen: `convergence_tables.held_sets`; kind: one of MOVED.
+    """
+    again = [replace(c, points=1, watched=False, run=replace(c.run, probes=())) for c in cells]
+    keys = [(c.run.method, c.run.seed) for c in again]
+    return run_all(again, given, [chosen[key][kind] for key in keys]) if again else []

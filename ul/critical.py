@@ -1,0 +1,48 @@
+"""Which parameters take another path than they do in clean training, beyond what batch order alone does."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats as scipy_stats
+
+LEVEL = 0.05  # false-discovery rate
+
+
+def excess(path: ArrayLike, others: ArrayLike) -> np.ndarray:
+    """How far float[t,p] runs from the mean of float[r,t,p], squared, over what one more of the r runs would: float[p].
+
+    Both squares are means over the t points; the others' variance counts (1 + 1/r) times, as for a prediction. 0 for a
+    parameter that moves in no run, infinite for one that moves in this run only. Raises ValueError for r < 2.
+    """
+    own, others = np.asarray(path, dtype=float), np.asarray(others, dtype=float)
+    if len(others) < 2:
+        raise ValueError(f"a spread needs two other runs or more, got {len(others)}")
+    away = ((own - others.mean(0)) ** 2).mean(0)
+    usual = others.var(0, ddof=1).mean(0) * (1 + 1 / len(others))
+    return np.divide(away, usual, out=np.where(away > 0, np.inf, 0.0), where=usual > 0)
+
+
+def differing(path: ArrayLike, others: ArrayLike, *, level: float = LEVEL) -> np.ndarray:
+    """bool[p]: parameters whose path differs from the others', false discoveries controlled at `level`.
+
+    F test of `excess` with 1 and r - 1 degrees of freedom: exact if a path is one number, conservative if its points
+    vary independently; then Benjamini and Hochberg's procedure (1995) over the parameters.
+    """
+    p = scipy_stats.f.sf(excess(path, others), 1, len(others) - 1)
+    return scipy_stats.false_discovery_control(p) <= level
+
+
+def gaps(path: ArrayLike, other: ArrayLike) -> np.ndarray:
+    """Root mean square distance of two paths float[t,p] over their points: float[p]."""
+    return np.sqrt(((np.asarray(path, dtype=float) - np.asarray(other, dtype=float)) ** 2).mean(0))
+
+
+def lorenz(values: ArrayLike) -> np.ndarray:
+    """Lorenz curve of float[n] >= 0: float[n+1], the share of the total that the k smallest hold, k = 0..n."""
+    v = np.sort(np.asarray(values, dtype=float))
+    return np.concatenate([[0.0], np.cumsum(v)]) / max(v.sum(), np.finfo(float).tiny)
+
+
+def gini(values: ArrayLike) -> float:
+    """Gini coefficient of float[n] >= 0: 0 if all are equal, (n-1)/n if one holds everything."""
+    curve = lorenz(values)
+    return float(1 - (curve[1:] + curve[:-1]).mean())

@@ -1,0 +1,113 @@
+"""Paths through weight space: what training does to a network's parameters, step by step."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path as File
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from . import records
+from .config import InputError
+from .landscape import vector
+
+
+@dataclass
+class Path:
+    """What one training did. steps: counted from 0, the start; weights: float[t,p], one row a recorded step."""
+
+    steps: list[int] = field(default_factory=list)
+    weights: Tensor | None = None
+
+
+@contextmanager
+def recorded(model: nn.Module, every: int) -> Iterator[Path]:
+    """A path that is filled while optimisers step inside: the start, every `every`-th step and the last one."""
+    path, kept, count = Path(), [vector(model)], 0
+
+    def look(*_) -> None:
+        nonlocal count
+        count += 1
+        if count % every == 0:
+            kept.append(vector(model))
+            path.steps.append(count)
+
+    path.steps.append(0)
+    handle = register_optimizer_step_post_hook(look)
+    try:
+        yield path
+    finally:
+        handle.remove()
+        if count > path.steps[-1]:
+            kept.append(vector(model))
+            path.steps.append(count)
+        path.weights = torch.stack(kept).cpu()
+
+
+@contextmanager
+def held(model: nn.Module, chosen: Tensor) -> Iterator[None]:
+    """The chosen parameters, bool[p], stay at their values of now, whatever optimisers do inside."""
+    start = vector(model)
+    spans = _spans(model)
+    masks = [chosen[span].view_as(p).to(p.device) for span, p in zip(spans, model.parameters(), strict=True)]
+    values = [start[span].view_as(p) for span, p in zip(spans, model.parameters(), strict=True)]
+
+    def undo(*_) -> None:
+        with torch.no_grad():
+            for p, mask, value in zip(model.parameters(), masks, values, strict=True):
+                p.copy_(torch.where(mask, value, p))
+
+    handle = register_optimizer_step_post_hook(undo)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _spans(model: nn.Module) -> list[slice]:
+    ends = np.cumsum([0, *(p.numel() for p in model.parameters())])
+    return [slice(a, b) for a, b in pairwise(ends)]
+
+
+def layers(model: nn.Module) -> list[str]:
+    """For each parameter tensor, in order, the name of the layer it belongs to."""
+    return [name.rpartition(".")[0] for name, _ in model.named_parameters()]
+
+
+def owners(model: nn.Module) -> np.ndarray:
+    """For each of the p single parameters the name of its layer: str[p]."""
+    counts = [p.numel() for p in model.parameters()]
+    return np.repeat(layers(model), counts)
+
+
+def save(paths: dict[str, Path], file: File | str) -> None:
+    """Write paths to one safetensors file: steps, the start and what was added to it since, at half precision.
+
+    A start that several paths share is written once a path, the moves as float16: relative error 5e-4 of the move.
+    """
+    tensors = {}
+    for name, path in paths.items():
+        tensors[f"{name}/steps"] = torch.tensor(path.steps)
+        tensors[f"{name}/start"] = path.weights[0].contiguous()
+        tensors[f"{name}/moves"] = (path.weights[1:] - path.weights[0]).half()
+    records.write_bytes(file, safetensors.torch.save(tensors))
+
+
+def load(file: File | str) -> dict[str, Path]:
+    """Read what `save` wrote. Raises InputError if the file is missing or damaged."""
+    try:
+        tensors = safetensors.torch.load(File(file).read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: no readable paths ({error}); run 03_convergence again") from None
+    found = {}
+    for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors):
+        start = tensors[f"{name}/start"]
+        moved = torch.cat([torch.zeros_like(start)[None], tensors[f"{name}/moves"].float()])
+        found[name] = Path(tensors[f"{name}/steps"].tolist(), start + moved)
+    return found
