@@ -10,7 +10,15 @@ from ul.config import InputError
 def row(method="em", architecture="lenet5", *, drawn=1.0, beyond=0.2, share=0.2, recovered=0.8, half=0.1) -> dict:
     """Evidence of one poison, every interval `half` wide to both sides."""
     values = {"beyond": beyond, "share": share, "recovered": recovered}
-    out = {"dataset": "mnist", "architecture": architecture, "drawn": drawn, "method": method, "n": 6, "gap": 0.5}
+    out = {
+        "study": f"{architecture}-{method}-{share}",
+        "dataset": "mnist",
+        "architecture": architecture,
+        "drawn": drawn,
+        "method": method,
+        "n": 6,
+        "gap": 0.5,
+    }
     for name, value in values.items():
         out |= {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
     return out
@@ -26,6 +34,7 @@ def verdict(*rows: dict) -> str:
         ({}, claims.HOLDS),
         ({"beyond": -0.2}, claims.FAILS),
         ({"beyond": 0.05}, claims.UNDECIDED),
+        ({"beyond": 0.0, "share": 0.0, "recovered": 0.0}, claims.UNDECIDED),
         ({"share": 0.7}, claims.FAILS),
         ({"share": 0.45}, claims.UNDECIDED),
         ({"recovered": 0.3}, claims.FAILS),

@@ -43,11 +43,12 @@ ROWS = [
     {"data", "claims", "behaviour", "tasks", "encoders", "weighting"},
     {"defenses", "sal", "labels", "cross_tables"},
     {"train", "public", "scores", "cross_figures", "landscape", "convergence_figures"},
-    {"multitask", "paths", "explore"},
+    {"multitask", "paths"},
     {"poisons", *(f"poisons.{name}" for name in POISONS)},
     {"benchmark", "checks"},
     {"validation", "taskwise", "convergence"},
     {"cross_task", "convergence_tables", "flatness", "planes"},
+    {"explore"},
     {"__main__"},
 ]
 ROW = {name: i for i, row in enumerate(ROWS) for name in row}

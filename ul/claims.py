@@ -30,7 +30,8 @@ CLAIMS: dict[str, Claim] = {
     "C2": Claim(
         "clean and poisoned runs converge differently; only a part of the parameters takes another path",
         "paper, section 3",
-        "share of differing weights (FDR .05) above the clean null, < 50 %; transplanted they recover >= half the gap",
+        "share of differing weights (FDR .05) above the clean null, < 50 %; transplanted they recover >= half the gap; "
+        "for every poison that takes .05 of a linear network's or LeNet-5's accuracy",
     ),
     "C3": Claim(
         "SAL is lower under UEs and not under TAP", "paper, section 4",
@@ -161,7 +162,7 @@ def _parted(paths: pd.DataFrame) -> dict:
     """C2: every poison that takes accuracy from a simple model, whose seeds see all images; one failure decides."""
     chosen = paths[paths["architecture"].isin(SIMPLE) & (paths["drawn"] == 1) & paths["recovered"].notna()]
     chosen = chosen[~chosen["method"].str.startswith(tables.NOISE)]
-    found = {f"{row.architecture} {row.dataset} {row.method}": (row, _partly(row)) for row in chosen.itertuples()}
+    found = {f"{row.study} {row.method}": (row, _partly(row)) for row in chosen.itertuples()}
     return {
         "measured": "; ".join(
             f"{name} {row.share:.2f} of the weights, {row.recovered:.2f} regained ({kind})"
@@ -177,9 +178,14 @@ def _parted(paths: pd.DataFrame) -> dict:
 
 
 def _partly(row) -> str:
-    """One poison's verdict: more weights than in the null differ, fewer than half do, and moving them regains half."""
+    """One poison's verdict: more weights than in the null differ, fewer than half do, and moving them regains half.
+
+    What moving them does is no evidence unless there are more than in the null.
+    """
+    more = side(Interval(row.beyond, row.beyond_low, row.beyond_high, row.n), 0, above=True)
+    if more != HOLDS:
+        return more
     parts = {
-        "more": side(Interval(row.beyond, row.beyond_low, row.beyond_high, row.n), 0, above=True),
         "part": side(Interval(row.share, row.share_low, row.share_high, row.n), PART, above=False),
         "moved": side(Interval(row.recovered, row.recovered_low, row.recovered_high, row.n), REGAINED, above=True),
     }

@@ -38,7 +38,7 @@ class Features(nn.Module):
 
 
 MOVED = ("differing", "largest", "random", "rest")  # sets of parameters that interventions move
-LOWEST = {"points": 1, "features": 1, "looked": 1, "grid": 2, "surface_images": 2, "flat_seeds": 1}
+LOWEST = {"epochs": 2, "points": 1, "features": 1, "looked": 1, "grid": 2, "surface_images": 2, "flat_seeds": 1}
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,18 @@ def cells(config: Mapping) -> list[Cell]:
     """The cells of all methods and seeds from a notebook's parameters, clean first. Raises InputError."""
     if config["seeds"] < 3:
         raise InputError(f"seeds is {config['seeds']}; a spread over clean runs needs 3 or more")
+    methods = config["methods"]
+    if isinstance(methods, str) or not methods or CLEAN in methods:
+        raise InputError(f"methods is {methods!r}; give a list of poisons, clean is always there")
     for name, low in LOWEST.items():
         at_least(config[name], low, name)
     own = {name: config[name] for name in ("start", "features", "points", "looked", "share")}
     if within(own["share"], "share") == 0:
         raise InputError("share is 0; every run needs images")
-    if twice := [m for m in config["methods"] if list(config["methods"]).count(m) > 1]:
+    if twice := [m for m in methods if list(methods).count(m) > 1]:
         raise InputError(f"{twice[0]} comes twice in methods; name it once")
     found = []
-    for method in (CLEAN, *config["methods"]):
+    for method in (CLEAN, *methods):
         folder = config["poisons"] if method != CLEAN else None
         poison = folder and f"{folder}/{config['dataset']}-{method}.npz"
         settings = {"defense": "none", "share": 1.0, "label_noise": 0.0, "sal_images": config["looked"]}
@@ -97,7 +100,10 @@ def _plain(run: benchmark.Cell) -> benchmark.Cell:
 
 
 def sets(chosen: Sequence[Cell]) -> dict[str, Sets]:
-    """What the cells of a study train on, by method; a linear network's components are those of all methods' images."""
+    """What the cells of a study train on, by method; a linear network's components are those of all methods' images.
+
+    With the clean images' components alone most of a perturbation would be projected away.
+    """
     first = {cell.run.method: cell for cell in reversed(chosen)}
     _, test = benchmark.splits(chosen[0].run)
     own = {method: benchmark.poisoned(first[method].run) for method in dict.fromkeys(c.run.method for c in chosen)}
@@ -109,7 +115,7 @@ def sets(chosen: Sequence[Cell]) -> dict[str, Sets]:
 
 def network(cell: Cell, given: Sets) -> nn.Module:
     """The network before training: the same for every condition and seed of a study."""
-    classes = int(given.own.targets[cell.run.target].max()) + 1
+    classes = data.SOURCES[cell.run.dataset].classes
     channels, size = given.own.images.shape[1], given.own.images.shape[-1]
     if given.features is None:
         return models.make(cell.run.architecture, channels=channels, classes=classes, size=size, seed=cell.start)
@@ -158,10 +164,18 @@ def follow(cell: Cell, given: Sets, keep: np.ndarray | None = None) -> Run:
             row |= {"train_loss": history.train_loss[at - 1], "train_accuracy": history.train_accuracy[at - 1]}
     held = "" if keep is None else ", part held"
     records.note(f"path {run.dataset} {run.method} seed {run.seed}: {steps} steps{held}")
-    settings = asdict(run) | {"start": cell.start, "features": cell.features, "drawn": cell.share}
+    settings = asdict(run) | {
+        "start": cell.start,
+        "features": cell.features,
+        "points": cell.points,
+        "drawn": cell.share,
+    }
     settings["poison"] = run.poison is not None
     del settings["root"]
-    record = records.rounded({"config": settings, "epochs": look.rows, "versions": records.versions()})
+    contents = {"train": own.digest(), "test": given.test.digest(), "train_images": len(own)}
+    machine = {"device": where.type, "threads": 1 if where.type == "cpu" else torch.get_num_threads()}
+    record = {"config": settings, "data": contents, "machine": machine, "versions": records.versions()}
+    record = records.rounded(record | {"epochs": look.rows})
     return Run(record, path, look.rows[-1]["test_accuracy"])
 
 
@@ -179,7 +193,7 @@ class _Look:
     def __init__(self, cell: Cell, given: Sets, model: nn.Module, where: torch.device):
         self.cell, self.rows, self.start = cell, [], landscape.vector(model)
         target = cell.run.target
-        self.own = on(benchmark.sal_subset(given.own, cell.looked), target, where)
+        self.own = on(benchmark.sal_subset(drawn(cell, given.own), cell.looked), target, where)
         self.test = on(given.test, target, where)
 
     def __call__(self, epoch: int, model: nn.Module) -> None:
@@ -232,10 +246,10 @@ def save(runs: Sequence[Run], path: str | None) -> None:
 # ---- Interventions -------------------------------------------------------------------------------------------------
 
 
-def accuracy(cell: Cell, given: Sets, weights: Tensor) -> float:
+def accuracy(cell: Cell, given: Sets, weights: Tensor, seen: Sequence[data.Split]) -> float:
     """Clean test accuracy (0..1) of a network with these weights, float[p].
 
-    Batch statistics are taken anew, over the run's own training images: moved weights have no use for old ones.
+    seen: images that batch norms take their statistics from, all together: moved weights have no use for old ones.
     """
     model = network(cell, given)
     vector_to_parameters(weights, model.parameters())
@@ -244,8 +258,9 @@ def accuracy(cell: Cell, given: Sets, weights: Tensor) -> float:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
     if norms:
+        images = torch.cat([split.images for split in seen])
         with torch.no_grad():
-            for part in given.own.images.split(perturb.block_size(given.own.images)):
+            for part in images.split(perturb.block_size(images)):
                 model.train()(perturb.to_float(part))
     return metrics.accuracy(model, *on(given.test, cell.run.target, torch.device("cpu")))
 
@@ -266,18 +281,23 @@ def sets_of(mask: np.ndarray, gap: np.ndarray, owners: np.ndarray, *, seed: int)
     return dict(zip(MOVED, (mask, largest, random, ~mask), strict=True))
 
 
-def transplants(cell: Cell, given: Sets, own: Tensor, clean: Tensor, chosen: Mapping[str, np.ndarray]) -> list[dict]:
+def transplants(
+    cell: Cell, given: Mapping[str, Sets], own: Run, clean: Run, chosen: Mapping[str, np.ndarray]
+) -> list[dict]:  # fmt: skip
     """Rows do ("transplant"), moved (name of the set), weights (how many), accuracy: what parts of a clean run bring.
 
-    own, clean: float[p], end weights of a poisoned and of a clean run. The clean values of the chosen parameters are
-    put into the poisoned network; with nothing moved it is the poisoned run itself, with everything the clean one.
+    The clean run's end values of the chosen parameters, bool[p], are put into the poisoned network. With nothing moved
+    it is the poisoned run itself, with everything the clean one; in between batch norms see both runs' images.
     """
-    sets = {"nothing": np.zeros(len(own), dtype=bool), "everything": np.ones(len(own), dtype=bool)} | dict(chosen)
-    return [
-        {"do": "transplant", "moved": name, "weights": int(mask.sum()),
-         "accuracy": accuracy(cell, given, torch.where(torch.from_numpy(mask), clean, own))}
-        for name, mask in sets.items()
-    ]  # fmt: skip
+    count = len(own.path.weights[-1])
+    rows = [(name, int(mask.sum()), _mixed(cell, given, own, clean, mask)) for name, mask in chosen.items()]
+    rows = [("nothing", 0, own.accuracy), ("everything", count, clean.accuracy), *rows]
+    return [{"do": "transplant", "moved": n, "weights": w, "accuracy": a} for n, w, a in rows]
+
+
+def _mixed(cell: Cell, given: Mapping[str, Sets], own: Run, clean: Run, mask: np.ndarray) -> float:
+    weights = torch.where(torch.from_numpy(mask), clean.path.weights[-1], own.path.weights[-1])
+    return accuracy(cell, given[own.method], weights, [given[own.method].own, given[CLEAN].own])
 
 
 Chosen = Mapping[tuple[str, int], Mapping[str, np.ndarray]]  # sets of parameters, bool[p], by (method, seed) and name

@@ -1,6 +1,6 @@
 """Tables of the convergence study: epochs, when runs converge, which parameters differ, and what moving them does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ def moments(runs: Sequence[Run]) -> pd.DataFrame:
         table = pd.DataFrame(run.record["epochs"]).set_index("epoch")
         losses = table["train_loss"].dropna()
         fallen = (losses.iloc[0] - losses) / max(losses.iloc[0] - losses.min(), 1e-12)
-        when = int(fallen.index[fallen >= DONE][0])
+        when = int(fallen.index[fallen >= DONE][0]) if losses.iloc[0] > losses.min() else int(table.index[-1])
         then, end = table["test_accuracy"][when], table["test_accuracy"].iloc[-1]
         row = {"converged": when, "accuracy_then": then, "accuracy_end": end, "later": end - then}
         rows.append({"method": run.method} | row | {"walked_after": _walked_after(run, when / table.index[-1])})
@@ -70,12 +70,23 @@ def masks(runs: Sequence[Run]) -> dict[tuple[str, int], np.ndarray]:
 
     A clean run is held against the clean runs of the other seeds as well: that is the null.
     """
+    return {(r.method, r.seed): critical.differing(r.path.weights.numpy(), others) for r, others in _others(runs)}
+
+
+def _others(runs: Sequence[Run]) -> Iterator[tuple[Run, np.ndarray]]:
+    """Every run with the clean paths of the other seeds, float[r,t,p]."""
     clean = {run.seed: run.path.weights.numpy() for run in runs if run.method == CLEAN}
-    found = {}
     for run in runs:
-        others = np.stack([path for seed, path in clean.items() if seed != run.seed])
-        found[run.method, run.seed] = critical.differing(run.path.weights.numpy(), others)
-    return found
+        yield run, np.stack([path for seed, path in clean.items() if seed != run.seed])
+
+
+def possible(runs: Sequence[Run]) -> pd.DataFrame:
+    """`critical.possible` of every condition, with t-intervals over seeds: method, n, possible."""
+    rows = [
+        {"method": r.method, "possible": critical.possible(r.path.weights.numpy(), others)}
+        for r, others in _others(runs)
+    ]
+    return _over_seeds(pd.DataFrame(rows), ["method"])
 
 
 def shares(found: Mapping[tuple[str, int], np.ndarray], owners: np.ndarray) -> pd.DataFrame:
@@ -150,29 +161,30 @@ def interventions(
 ) -> pd.DataFrame:  # fmt: skip
     """One row a poisoned run and intervention: `convergence.transplants`, and "freeze" for runs trained with held sets.
 
-    Columns method, seed, do, moved, weights, accuracy (0..1) and recovered: the share of the gap between the poisoned
-    and the clean run of the seed; nan where that is below BITES. chosen: `held_sets`; frozen: runs by the name of the
-    set held at its start.
+    Columns method, seed, do, moved, weights, accuracy (0..1) and recovered: what is gained over the poisoned run of the
+    seed, over the mean gap of that method between poisoned and clean; nan for methods that are not `biting`. chosen:
+    `held_sets`; frozen: runs by the name of the set held at its start.
     """
     cell_of = {(c.run.method, c.run.seed): c for c in cells}
-    clean = {run.seed: run.path.weights[-1] for run in runs if run.method == CLEAN}
-    held = {(name, r.method, r.seed): r.path.weights[-1] for name, part in frozen.items() for r in part}
+    clean = {run.seed: run for run in runs if run.method == CLEAN}
     rows = []
     for run in (r for r in runs if r.method != CLEAN):
-        key, end = (run.method, run.seed), run.path.weights[-1]
-        own = convergence.transplants(cell_of[key], given[run.method], end, clean[run.seed], chosen[key])
-        for name in (n for n in frozen if (n, *key) in held):
-            score = convergence.accuracy(cell_of[key], given[run.method], held[name, *key])
-            own.append({"do": "freeze", "moved": name, "weights": int(chosen[key][name].sum()), "accuracy": score})
-        rows += [{"method": run.method, "seed": run.seed} | row for row in _recovered(own)]
-    return pd.DataFrame(rows)
+        key = run.method, run.seed
+        own = convergence.transplants(cell_of[key], given, run, clean[run.seed], chosen[key])
+        for name, part in frozen.items():
+            held = [r.accuracy for r in part if (r.method, r.seed) == key]
+            count = int(chosen[key][name].sum())
+            own += [{"do": "freeze", "moved": name, "weights": count, "accuracy": value} for value in held]
+        rows += [{"method": run.method, "seed": run.seed, "base": run.accuracy} | row for row in own]
+    return _recovered(pd.DataFrame(rows), biting(runs))
 
 
-def _recovered(rows: list[dict]) -> list[dict]:
-    of = {(row["do"], row["moved"]): row["accuracy"] for row in rows}
-    poisoned, clean = of["transplant", "nothing"], of["transplant", "everything"]
-    gap = clean - poisoned
-    return [row | {"recovered": (row["accuracy"] - poisoned) / gap if gap >= BITES else np.nan} for row in rows]
+def _recovered(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """The table with `recovered` instead of `base`, the poisoned run's accuracy."""
+    whole = table[table["moved"] == "everything"]
+    gaps = (whole["accuracy"] - whole["base"]).groupby(whole["method"]).mean()
+    gaps = gaps.where(gaps.index.isin(methods))
+    return table.assign(recovered=(table["accuracy"] - table["base"]) / table["method"].map(gaps)).drop(columns="base")
 
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:
@@ -180,19 +192,21 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     return _over_seeds(table.drop(columns="seed"), ["method", "do", "moved"])
 
 
-def evidence(cell: Cell, share: pd.DataFrame, effect: pd.DataFrame) -> pd.DataFrame:
-    """What claim C2 is judged by: a row a poison with share, beyond, gap and recovered, each with its interval.
+def evidence(
+    study: str, cell: Cell, share: pd.DataFrame, maybe: pd.DataFrame, effect: pd.DataFrame
+) -> pd.DataFrame:  # fmt: skip
+    """What claim C2 is judged by: a row a poison with share, beyond, possible, gap and recovered, with intervals.
 
-    cell: any of the study; drawn: the share of the images that a seed sees; gap: accuracy that the poison takes;
-    recovered: by transplanting the differing parameters.
+    study: its name; cell: any of it; drawn: the share of the images that a seed sees; possible: `possible`; gap:
+    accuracy that the poison takes; recovered: by transplanting the differing parameters.
     """
-    study = {"dataset": cell.run.dataset, "architecture": cell.run.architecture, "drawn": cell.share}
+    named = {"study": study, "dataset": cell.run.dataset, "architecture": cell.run.architecture, "drawn": cell.share}
     whole = share[(share["layer"] == "all") & (share["method"] != CLEAN)].set_index("method")
-    part = effect[effect["do"] == "transplant"].set_index(["moved", "method"])
+    part, maybe = effect[effect["do"] == "transplant"].set_index(["moved", "method"]), maybe.set_index("method")
     rows = []
     for method, row in whole.iterrows():
         moved = part.loc["differing", method]
-        out = study | {"method": method} | row.drop("layer").to_dict()
+        out = named | {"method": method} | row.drop("layer").to_dict() | maybe.loc[method].drop("n").to_dict()
         out["gap"] = part.loc["everything", method]["accuracy"] - part.loc["nothing", method]["accuracy"]
         rows.append(out | {c: moved[c] for c in ("recovered", "recovered_low", "recovered_high")})
     return pd.DataFrame(rows)

@@ -5,30 +5,48 @@ from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
 
 LEVEL = 0.05  # false-discovery rate
+BLOCK = 2**16  # parameters that are worked on at once
 
 
 def excess(path: ArrayLike, others: ArrayLike) -> np.ndarray:
     """How far float[t,p] runs from the mean of float[r,t,p], squared, over what one more of the r runs would: float[p].
 
     Both squares are means over the t points; the others' variance counts (1 + 1/r) times, as for a prediction. 0 for a
-    parameter that moves in no run, infinite for one that moves in this run only. Raises ValueError for r < 2.
+    parameter that the other runs do not move: they say nothing about its spread. Raises ValueError for r < 2.
     """
-    own, others = np.asarray(path, dtype=float), np.asarray(others, dtype=float)
+    own, others = np.asarray(path), np.asarray(others)
     if len(others) < 2:
         raise ValueError(f"a spread needs two other runs or more, got {len(others)}")
+    blocks = [slice(i, i + BLOCK) for i in range(0, own.shape[-1], BLOCK)]
+    return np.concatenate([_excess(own[:, b].astype(float), others[:, :, b].astype(float)) for b in blocks])
+
+
+def _excess(own: np.ndarray, others: np.ndarray) -> np.ndarray:
     away = ((own - others.mean(0)) ** 2).mean(0)
     usual = others.var(0, ddof=1).mean(0) * (1 + 1 / len(others))
-    return np.divide(away, usual, out=np.where(away > 0, np.inf, 0.0), where=usual > 0)
+    return np.divide(away, usual, out=np.zeros_like(away), where=usual > 0)
+
+
+def p_values(path: ArrayLike, others: ArrayLike) -> np.ndarray:
+    """float[p]: F test of `excess` with 1 and r - 1 degrees of freedom.
+
+    Exact if a path is one normal number, conservative if its points vary independently.
+    """
+    return scipy_stats.f.sf(excess(path, others), 1, len(others) - 1)
 
 
 def differing(path: ArrayLike, others: ArrayLike, *, level: float = LEVEL) -> np.ndarray:
-    """bool[p]: parameters whose path differs from the others', false discoveries controlled at `level`.
+    """bool[p]: parameters whose path differs from the others', by Benjamini and Hochberg's procedure (1995) at `level`.
 
-    F test of `excess` with 1 and r - 1 degrees of freedom: exact if a path is one number, conservative if its points
-    vary independently; then Benjamini and Hochberg's procedure (1995) over the parameters.
+    Weights of a network move together, so that a run without any difference has many discoveries at times: compare
+    with clean runs.
     """
-    p = scipy_stats.f.sf(excess(path, others), 1, len(others) - 1)
-    return scipy_stats.false_discovery_control(p) <= level
+    return scipy_stats.false_discovery_control(p_values(path, others)) <= level
+
+
+def possible(path: ArrayLike, others: ArrayLike) -> float:
+    """The share of parameters that may differ, found or not: 1 - 2 P(p > .5), at least 0 (Storey 2002, lambda = .5)."""
+    return max(0.0, 1 - 2 * float((p_values(path, others) > 0.5).mean()))
 
 
 def gaps(path: ArrayLike, other: ArrayLike) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The plane as something to play with in Jupyter: an epoch slider and a choice of conditions."""
+"""The planes as something to play with in Jupyter: a slider through training and a choice of conditions."""
 
 from collections.abc import Mapping
 
@@ -6,24 +6,35 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from . import convergence_figures
+from .planes import View
 
 
-def plane(surfaces: Mapping[str, np.ndarray], xs: np.ndarray, ys: np.ndarray, paths: Mapping[str, np.ndarray]):
-    """An ipywidgets box: which objective's surface [y,x], which paths [t,2], and how many of their points.
+def planes(views: Mapping[str, View]):
+    """An ipywidgets box: which method's plane, which objective's surface, which paths, how many recorded points.
 
-    Needs a running notebook; the executed copies of the pipeline show a still figure instead.
+    views: by method. Needs a running notebook; the pipeline's executed copies show a still figure instead.
     """
     import ipywidgets as widgets
 
-    steps = max(len(points) for points in paths.values())
-    objective = widgets.Dropdown(options=list(surfaces), description="loss of")
-    shown = widgets.SelectMultiple(options=list(paths), value=tuple(paths), description="paths")
+    first = next(iter(views.values()))
+    steps = max(len(points) for view in views.values() for points in view.paths.values())
+    method = widgets.Dropdown(options=list(views), description="method")
+    objective = widgets.Dropdown(options=list(first.surfaces), description="loss of")
+    shown = widgets.SelectMultiple(options=list(first.paths), value=tuple(first.paths), description="paths")
     until = widgets.IntSlider(value=steps, min=1, max=steps, description="points")
-    picture = widgets.interactive_output(
-        lambda objective, shown, until: draw(surfaces[objective], xs, ys, {n: paths[n][:until] for n in shown}),
-        {"objective": objective, "shown": shown, "until": until},
-    )
-    return widgets.VBox([widgets.HBox([objective, shown, until]), picture])
+
+    def switch(change: dict) -> None:
+        view = views[change["new"]]
+        objective.options, shown.options, shown.value = list(view.surfaces), list(view.paths), tuple(view.paths)
+
+    def show(method: str, objective: str, shown: tuple[str, ...], until: int) -> None:
+        view = views[method]
+        if objective in view.surfaces and set(shown) <= set(view.paths):  # not while `switch` is half done
+            draw(view.surfaces[objective], view.xs, view.ys, {name: view.paths[name][:until] for name in shown})
+
+    method.observe(switch, "value")
+    controls = {"method": method, "objective": objective, "shown": shown, "until": until}
+    return widgets.VBox([widgets.HBox(list(controls.values())), widgets.interactive_output(show, controls)])
 
 
 def draw(loss: np.ndarray, xs: np.ndarray, ys: np.ndarray, paths: Mapping[str, np.ndarray]) -> None:

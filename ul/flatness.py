@@ -80,7 +80,7 @@ def _trained(cell: Cell, given: Mapping[str, Sets], radius: float, where: torch.
     )  # fmt: skip
     row = {"method": run.method, "seed": run.seed, "sam": radius}
     row["test_accuracy"] = metrics.accuracy(model, *convergence.on(sets.test, run.target, where))
-    parts = {"own": sets.own, "clean": given[CLEAN].own}
+    parts = {"own": convergence.drawn(cell, sets.own), "clean": convergence.drawn(cell, given[CLEAN].own)}
     looked = {k: convergence.on(benchmark.sal_subset(s, cell.looked), run.target, where) for k, s in parts.items()}
     for name, (x, y) in looked.items():
         row[f"loss_{name}"] = F.cross_entropy(metrics.logits(model, x), y).item()
