@@ -7,9 +7,10 @@ from itertools import pairwise
 from pathlib import Path as File
 
 import numpy as np
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -89,20 +90,20 @@ def owners(model: nn.Module) -> np.ndarray:
 def save(paths: dict[str, Path], file: File | str) -> None:
     """Write paths to one safetensors file: steps, the start and what was added to it since, at half precision.
 
-    A start that several paths share is written once a path, the moves as float16: relative error 5e-4 of the move.
+    The start in single precision, the moves as float16: relative error 5e-4 of the move.
     """
     tensors = {}
     for name, path in paths.items():
         tensors[f"{name}/steps"] = torch.tensor(path.steps)
         tensors[f"{name}/start"] = path.weights[0].contiguous()
         tensors[f"{name}/moves"] = (path.weights[1:] - path.weights[0]).half()
-    records.write_bytes(file, safetensors.torch.save(tensors))
+    records.write_bytes(file, tensor_bytes(tensors))
 
 
 def load(file: File | str) -> dict[str, Path]:
     """Read what `save` wrote. Raises InputError if the file is missing or damaged."""
     try:
-        tensors = safetensors.torch.load(File(file).read_bytes())
+        tensors = read_tensors(File(file).read_bytes())
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file}: no readable paths ({error}); run 03_convergence again") from None
     found = {}
