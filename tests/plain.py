@@ -90,6 +90,24 @@ def plain_training(model: nn.Module, images: Tensor, labels: Tensor, *, batch_si
         optimizer.step()
 
 
+def plain_loader(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int, device: str = "cpu") -> None:
+    """An epoch with a data loader that crops and mirrors image by image (uint8 images on the CPU)."""
+
+    class Cropped(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(images)
+
+        def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+            image = plain_augment(images[i : i + 1], pad=4, rng=torch.default_generator)[0]
+            return image.float() / 255, labels[i]
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    for x, y in torch.utils.data.DataLoader(Cropped(), batch_size=batch_size, shuffle=True):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x.to(device)), y.to(device)).backward()
+        optimizer.step()
+
+
 def plain_tasks(model: nn.Module, images: Tensor, *, batch_size: int) -> None:
     """A bare epoch of a multi-task network: every head's outputs squared, no crops, labels, masks or schedule."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

@@ -1,12 +1,16 @@
 """Training, augmentation, networks and defenses against brute force and counts by hand."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Generator, nn
+from torch.nn import functional as F
 
+from tests.imports import ROOT
 from ul import data, defenses, metrics, models, perturb, train
 from ul.config import InputError
 
@@ -181,7 +185,7 @@ def test_initial_weights_depend_on_the_seed_alone(name):
 
 
 def test_networks_that_cannot_be_made_are_refused():
-    with pytest.raises(InputError, match="unknown architecture 'nope'; choose from lenet5, linear, resnet18, resnet8"):
+    with pytest.raises(InputError, match="unknown architecture 'nope'; choose from lenet5, linear, resnet18, resnet50"):
         models.make("nope", channels=3, classes=2, size=32, seed=0)
     with pytest.raises(InputError, match="15 pixels are too small"):
         models.make("linear", channels=3, classes=2, size=15, seed=0)
@@ -302,3 +306,31 @@ def test_sharpness_aware_steps_move_batch_statistics_once():
         train.fit(model, split, None, recipe=recipe, defense=defenses.make("none"), seed=0, device="cpu")
         states.append(dict(model.named_buffers()))
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0] if "running" in k)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "senet8", "resnet18", "resnet50", "senet18"])
+def test_no_convolution_of_one_pixel_has_a_stride(name):
+    """Its gradient would write past a buffer on CPUs (oneDNN issue 6035); what stands for it computes the same."""
+    model = models.make(name, channels=3, classes=10, size=32, seed=0)
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert all(m.stride == (1, 1) for m in convolutions if m.kernel_size == (1, 1))
+
+
+@pytest.mark.parametrize("side", [7, 8])
+def test_a_projection_is_a_strided_convolution(side):
+    found, x = models.projection(3, 5, 2).eval(), torch.rand(2, 3, side, side)
+    wanted = F.conv2d(x, found[1].weight, stride=2) / (1 + found[2].eps) ** 0.5
+    torch.testing.assert_close(found(x), wanted)
+
+
+@pytest.mark.parametrize("size", [28, 48, 64])
+def test_larger_images_train(size):
+    """In a process of its own: a write past a buffer ends it."""
+    code = (
+        "import torch; from torch.nn import functional as F; from ul import models\n"
+        "nhwc = torch.channels_last\n"
+        f"m = models.make('resnet8', channels=3, classes=10, size={size}, seed=0).to(memory_format=nhwc)\n"
+        f"x = torch.rand(8, 3, {size}, {size}).contiguous(memory_format=nhwc)\n"
+        "for _ in range(3): F.cross_entropy(m(x), torch.arange(8)).backward()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -5,12 +5,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from . import models, vit
 from .config import InputError, choose
-
-PATCH = 4  # pixels of a transformer's patch
+from .models import PATCH
 
 
 class Encoder(nn.Module):
@@ -40,50 +38,9 @@ def _residual(name: str, stride: int, *, coarse: bool = False, **options) -> Cal
     return build
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, four times as wide outside, and a shortcut (He et al. 2016, figure 5 right)."""
-
-    def __init__(self, inner: int, middle: int, stride: int):
-        super().__init__()
-        outer = 4 * middle
-        sides = [(inner, middle, 1, 1), (middle, middle, 3, stride), (middle, outer, 1, 1)]
-        first, second, last = (_convolution(*side) for side in sides)
-        self.body = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
-        changed = stride != 1 or inner != outer
-        self.shortcut = _convolution(inner, outer, 1, stride) if changed else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.body(x) + self.shortcut(x))
-
-
-def _convolution(inner: int, outer: int, side: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inner, outer, side, stride, side // 2, bias=False), nn.BatchNorm2d(outer))
-
-
-def _bottlenecks(channels: int, size: int, tasks: Sequence[str], seed: int) -> Encoder:
-    """ResNet-50 with a 3x3 stem and no first pooling, as ResNet-18 here."""
-    layers = [("standardise", models.Standardise()), ("stem", _convolution(channels, 64, 3, 1)), ("relu", nn.ReLU())]
-    inner = 64
-    for stage, count in enumerate((3, 4, 6, 3)):
-        for i in range(count):
-            block = Bottleneck(inner, 64 * 2**stage, 2 if stage and not i else 1)
-            layers.append((f"block{stage + 1}{'abcdef'[i]}", block))
-            inner = 256 * 2**stage
-    return Encoder(nn.Sequential(OrderedDict(layers)), inner, 8)
-
-
 def _transformer(channels: int, size: int, tasks: Sequence[str], seed: int, *, width=96, depth=4, heads=3) -> Encoder:
-    side = _patches(size)
-    blocks = [(f"block{i + 1}", vit.Block(width, heads)) for i in range(depth)]
-    layers = [("standardise", models.Standardise()), ("patches", vit.Patches(channels, size, PATCH, width)), *blocks]
-    layers += [("norm", nn.LayerNorm(width)), ("map", vit.AsMap(side))]
-    return Encoder(nn.Sequential(OrderedDict(layers)), width, PATCH)
-
-
-def _patches(size: int) -> int:
-    if size % PATCH:
-        raise InputError(f"size is {size}; a transformer needs a multiple of {PATCH} pixels")
-    return size // PATCH
+    layers = models.transformer(channels, size, width=width, depth=depth, heads=heads)
+    return Encoder(nn.Sequential(OrderedDict([*layers, ("map", vit.AsMap(models.patches(size)))])), width, PATCH)
 
 
 # ---- Mixture of experts --------------------------------------------------------------------------------------------
@@ -131,7 +88,7 @@ class ModSquad(nn.Module):
         self.width, self.stride = width, PATCH
         self.standardise, self.patches = models.Standardise(), vit.Patches(channels, size, PATCH, width)
         self.blocks = nn.ModuleList(RoutedBlock(width, 3, tasks) for _ in range(depth))
-        self.norm, self.map = nn.LayerNorm(width), vit.AsMap(_patches(size))
+        self.norm, self.map = nn.LayerNorm(width), vit.AsMap(models.patches(size))
 
     def forward(self, x: Tensor, task: str) -> Tensor:
         x = self.patches(self.standardise(x))
@@ -141,7 +98,7 @@ class ModSquad(nn.Module):
 
 
 def _mod_squad(channels: int, size: int, tasks: Sequence[str], seed: int) -> ModSquad:
-    _patches(size)
+    models.patches(size)
     return ModSquad(channels, size, tasks)
 
 
@@ -149,7 +106,7 @@ NAMES: dict[str, Callable[..., nn.Module]] = {
     "resnet8": _residual("resnet8", 4),
     "resnet8_coarse": _residual("resnet8", 8, coarse=True, width=16),  # twice as wide, and yet faster
     "resnet18": _residual("resnet18", 8),
-    "resnet50": _bottlenecks,
+    "resnet50": _residual("resnet50", 8),
     "vit": _transformer,
     "mod_squad": _mod_squad,
 }

@@ -3,12 +3,16 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import vit
 from .config import InputError, choose
+
+PATCH = 4  # pixels of a transformer's patch
 
 
 class Standardise(nn.Module):
@@ -29,11 +33,59 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outer)
         self.shortcut = nn.Sequential()
         if stride != 1 or inner != outer:
-            self.shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
+            self.shortcut = projection(inner, outer, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, four times as wide outside, and a shortcut (He et al. 2016, figure 5 right)."""
+
+    def __init__(self, inner: int, outer: int, stride: int):
+        super().__init__()
+        middle = outer // 4
+        sides = [(inner, middle, 1, 1), (middle, middle, 3, stride), (middle, outer, 1, 1)]
+        first, second, last = (convolution(*side) for side in sides)
+        self.body = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
+        changed = stride != 1 or inner != outer
+        self.shortcut = projection(inner, outer, stride) if changed else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+class SqueezeBlock(BasicBlock):
+    """A basic block whose channels are weighted by what all of the map says (Hu et al. 2018, figure 3)."""
+
+    def __init__(self, inner: int, outer: int, stride: int, *, reduction: int = 16):
+        super().__init__(inner, outer, stride)
+        narrow = max(outer // reduction, 4)
+        self.squeeze = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(outer, narrow), nn.ReLU(), nn.Linear(narrow, outer),
+            nn.Sigmoid(),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y * self.squeeze(y)[:, :, None, None] + self.shortcut(x))
+
+
+def convolution(inner: int, outer: int, side: int, stride: int) -> nn.Sequential:
+    """A convolution of side x side without bias that keeps the map's size (over the stride), and its batch norm."""
+    return nn.Sequential(nn.Conv2d(inner, outer, side, stride, side // 2, bias=False), nn.BatchNorm2d(outer))
+
+
+def projection(inner: int, outer: int, stride: int) -> nn.Sequential:
+    """Every stride-th pixel through a 1x1 convolution without bias, and its batch norm.
+
+    A strided 1x1 convolution computes the same, but on CPUs with few channels its gradient writes past a buffer and can
+    crash (channels last, oneDNN issue 6035).
+    """
+    every = [("pool", nn.MaxPool2d(1, stride))] if stride > 1 else []
+    conv = nn.Conv2d(inner, outer, 1, bias=False)
+    return nn.Sequential(OrderedDict([*every, ("0", conv), ("1", nn.BatchNorm2d(outer))]))
 
 
 def _stem(channels: int, width: int) -> list[tuple[str, nn.Module]]:
@@ -41,12 +93,16 @@ def _stem(channels: int, width: int) -> list[tuple[str, nn.Module]]:
     return [("standardise", Standardise()), ("stem", nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU()))]
 
 
-def _resnet(channels: int, classes: int, size: int, *, width: int, blocks: tuple[int, ...]) -> nn.Module:
+def _resnet(
+    channels: int, classes: int, size: int, *, width: int, blocks: tuple[int, ...], block: type[nn.Module] = BasicBlock,
+    expansion: int = 1,
+) -> nn.Module:  # fmt: skip
+    """block(inner, outer, stride): `blocks` of them in each stage; a stage is width * expansion * 2^stage wide."""
     layers, inner = _stem(channels, width), width
     for stage, count in enumerate(blocks):
         for i in range(count):
-            outer = width * 2**stage
-            layers.append((f"block{stage + 1}{'abcdef'[i]}", BasicBlock(inner, outer, 2 if stage and not i else 1)))
+            outer = width * expansion * 2**stage
+            layers.append((f"block{stage + 1}{'abcdef'[i]}", block(inner, outer, 2 if stage and not i else 1)))
             inner = outer
     layers += [("pool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten()), ("fc", nn.Linear(inner, classes))]
     return nn.Sequential(OrderedDict(layers))
@@ -72,20 +128,37 @@ def _lenet5(channels: int, classes: int, size: int) -> nn.Module:
     return nn.Sequential(OrderedDict(layers))
 
 
-def _resnet8(channels: int, classes: int, size: int, *, width: int = 8) -> nn.Module:
-    return _resnet(channels, classes, size, width=width, blocks=(1, 1, 1))
+def patches(size: int) -> int:
+    """How many patches an image is wide. Raises InputError for a size that is no multiple of PATCH."""
+    if size % PATCH:
+        raise InputError(f"size is {size}; a transformer needs a multiple of {PATCH} pixels")
+    return size // PATCH
 
 
-def _resnet18(channels: int, classes: int, size: int) -> nn.Module:
-    """ResNet-18 with a 3x3 stem and no first pooling: the usual variant for 32x32 images."""
-    return _resnet(channels, classes, size, width=64, blocks=(2, 2, 2, 2))
+def transformer(channels: int, size: int, *, width: int, depth: int, heads: int) -> list[tuple[str, nn.Module]]:
+    """The named blocks of a vision transformer on patches of PATCH pixels, up to its last norm: [n, tokens, width]."""
+    patches(size)
+    blocks = [(f"block{i + 1}", vit.Block(width, heads)) for i in range(depth)]
+    first = [("standardise", Standardise()), ("patches", vit.Patches(channels, size, PATCH, width))]
+    return [*first, *blocks, ("norm", nn.LayerNorm(width))]
 
 
+def _vit(channels: int, classes: int, size: int, *, width: int, depth: int, heads: int) -> nn.Module:
+    layers = transformer(channels, size, width=width, depth=depth, heads=heads)
+    return nn.Sequential(OrderedDict([*layers, ("pool", vit.Mean()), ("fc", nn.Linear(width, classes))]))
+
+
+# The ResNets have a 3x3 stem and no first pooling, as is usual for 32x32 images; the transformers read the mean token.
 NAMES: dict[str, Callable[..., nn.Module]] = {
     "linear": _linear,
     "lenet5": _lenet5,
-    "resnet8": _resnet8,
-    "resnet18": _resnet18,
+    "resnet8": partial(_resnet, width=8, blocks=(1, 1, 1)),
+    "senet8": partial(_resnet, width=8, blocks=(1, 1, 1), block=SqueezeBlock),
+    "vit_tiny": partial(_vit, width=48, depth=2, heads=3),  # for a CPU; DeiT's "tiny" is 192 wide, 12 deep
+    "resnet18": partial(_resnet, width=64, blocks=(2, 2, 2, 2)),
+    "resnet50": partial(_resnet, width=64, blocks=(3, 4, 6, 3), block=Bottleneck, expansion=4),
+    "senet18": partial(_resnet, width=64, blocks=(2, 2, 2, 2), block=SqueezeBlock),
+    "vit_small": partial(_vit, width=384, depth=12, heads=6),
 }
 
 

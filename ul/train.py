@@ -15,9 +15,10 @@ from .defenses import Batch, Defense
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a victim is trained: SGD with Nesterov momentum, linear warm-up to `lr`, then cosine to zero."""
+    """How a victim is trained: linear warm-up to `lr`, then cosine to zero."""
 
     epochs: int = 20
+    optimizer: str = "sgd"  # with Nesterov momentum, or adamw
     batch_size: int = 32
     lr: float = 0.1
     momentum: float = 0.9
@@ -32,7 +33,12 @@ RECIPES = {  # of victims, by architecture
     "linear": Recipe(batch_size=64, lr=0.02),
     "lenet5": Recipe(batch_size=64, lr=0.02, pad=2),
     "resnet8": Recipe(batch_size=32, lr=0.1),
+    "senet8": Recipe(batch_size=32, lr=0.1),
+    "vit_tiny": Recipe(batch_size=32, lr=0.004, optimizer="adamw", weight_decay=0.01),
     "resnet18": Recipe(batch_size=128, lr=0.1),
+    "resnet50": Recipe(batch_size=128, lr=0.1),
+    "senet18": Recipe(batch_size=128, lr=0.1),
+    "vit_small": Recipe(batch_size=128, lr=0.0005, optimizer="adamw", weight_decay=0.01),
 }
 
 
@@ -90,9 +96,11 @@ def fit(
 
 
 def _optimizer(model: nn.Module, recipe: Recipe, steps: int):
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
-    )
+    shared = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(model.parameters(), **shared)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), momentum=recipe.momentum, nesterov=True, **shared)
     rise = max(1, round(steps * recipe.warmup))
     warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, 1.0, rise)
     fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps - rise))

@@ -54,6 +54,13 @@ class Patches(nn.Module):
         return self.embed(x).flatten(2).transpose(1, 2) + self.positions
 
 
+class Mean(nn.Module):
+    """The mean over tokens: [n, t, width] to [n, width]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
 class AsMap(nn.Module):
     """Tokens [n, side * side, width] to a map [n, width, side, side]."""
 
