@@ -45,7 +45,8 @@ def _info(args) -> None:
     from . import data
 
     source = data.SOURCES[args.name]
-    print(f"{args.name}: target {source.target}, {source.classes} classes, benchmark size {source.size or 'as stored'}")
+    classes, size = source.classes or "any number of", source.size or "as stored"
+    print(f"{args.name}: target {source.target}, {classes} classes, benchmark size {size}")
     for part in source.parts:
         split = data.load(args.name, part, root=args.root)
         print(f"  {part}: {len(split)} images {tuple(split.images.shape[1:])}, targets {', '.join(split.targets)}")
@@ -110,7 +111,7 @@ def _notebook_command(commands, name: str, action, text: str) -> argparse.Argume
 
 def parser() -> argparse.ArgumentParser:
     """The only argument parser of the project."""
-    names = ("cifar10", "cifar100", "mnist", "rooms", "taskonomy", "taskonomy_medium")
+    names = ("cifar10", "cifar100", "folder", "mnist", "rooms", "taskonomy", "taskonomy_medium")
     top = argparse.ArgumentParser(prog="python -m ul", description="Tools beside the notebooks.")
     commands = top.add_subparsers(required=True, metavar="command")
     _data_command(commands, "fetch", _fetch, ("cifar10", "cifar100", "mnist"), "download an official archive")

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import buildings, files, records, rooms, taskonomy
+from . import buildings, files, folders, records, rooms, taskonomy
 from .config import InputError, at_least, choose, existing, located, whole
 
 PULL = "run `dvc pull data.dvc`, or name the folder that holds it with root"
 USUAL = ("label", "labels", "y")  # names that other codes give to labels
+PHOTOGRAPH = 32  # pixels a side of a user's own photographs
 IDX_MAGIC = {2051: 3, 2049: 1}
 
 
@@ -50,7 +51,7 @@ class Source:
     load: Callable  # (root, part, limit, targets, size) -> Split
     parts: tuple[str, ...]
     target: str  # the image-level target that poisons and classifiers use
-    classes: int
+    classes: int | None  # None: as many as the images have
     size: int | None = None  # side in pixels that the benchmark uses; None: native
     flip: bool = True  # mirrored images keep their label
     eps: float = 8 / 255  # strength that bites on this set (8/255 is the published budget)
@@ -77,6 +78,13 @@ def load(
             at_least(whole(value, what), 1, what)
     split = source.load(located(root), part, limit, targets, size)
     return split if size is None else resized(split, size)
+
+
+def classes(*parts: Split) -> int:
+    """How many outputs a classifier of these parts of one data set needs."""
+    source = SOURCES.get(parts[0].name.partition("/")[0])
+    known = source and source.classes
+    return known or max(int(part.targets[default_target(part)].max()) + 1 for part in parts)
 
 
 def default_target(split: Split) -> str:
@@ -194,6 +202,16 @@ def embed_mnist(out: Path) -> int:
     return len(labels)
 
 
+# ---- Own photographs -----------------------------------------------------------------------------------------------
+
+
+def _photographs(root: Path, part: str, limit: int | None, targets, size: int | None) -> Split:
+    paths, labels = folders.listed(root, part)
+    rows = subset(len(paths), limit)
+    images = np.stack([folders.read(paths[i], size or PHOTOGRAPH) for i in rows])
+    return Split(torch.from_numpy(images), {"label": torch.from_numpy(labels[rows])}, f"folder/{part}")
+
+
 # ---- Taskonomy layout ----------------------------------------------------------------------------------------------
 
 
@@ -279,6 +297,7 @@ SOURCES: dict[str, Source] = {
     "cifar100": Source(
         _cifar("cifar-100-binary", CIFAR100, label_bytes=2, classes=100), ("train", "test"), "label", 100
     ),
+    "folder": Source(_photographs, ("train", "test"), "label", None, size=PHOTOGRAPH),
     "mnist": Source(_mnist, ("train", "test"), "label", 10, flip=False, eps=128 / 255),
     "rooms": Source(
         _views("rooms", "rooms", rooms.BUILDINGS, ROOMS, ROOMS_DOMAINS), ("train", "val", "test"), "class_object", 10,

@@ -1,0 +1,233 @@
+"""What defenses and architectures do to UD, on planted runs; the verdicts on C6 and C7; the README's places."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from scipy import stats as scipy_stats
+
+from tests.test_tables import frame_of
+from ul import axes, claims, figures, published, readme, tables
+from ul.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED
+from ul.config import InputError
+
+FLOORS = {("toy", name): 0.01 for name in ("net", "resnet8", "lenet5", "vit_tiny")}
+WIGGLE = (1.0, 1.1, 0.9)
+
+
+def block(ud, **place):
+    """UD by method, each with a little spread over three seeds."""
+    frame = frame_of({"clean": [1, 1, 1], "noise": [1, 1, 1], **{m: [v * w for w in WIGGLE] for m, v in ud.items()}})
+    return frame.assign(**place)
+
+
+def grown(**factors):
+    """LSP and EM at .2 and .5 without a defense, times a factor under each defense."""
+    ud = {"lsp": 0.2, "em": 0.5}
+    parts = [block(ud), *(block({m: v * f for m, v in ud.items()}, defense=d) for d, f in factors.items())]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_gains_are_mean_log_ratios_paired_by_seed():
+    frame = grown(jpeg=4, cutout=2)
+    frame.loc[(frame["defense"] == "jpeg") & (frame["method"] == "em") & (frame["seed"] == 0), "ud_layers"] *= 1.5
+    found = axes.defense_gains(frame, FLOORS).set_index("defense")
+    values = np.log([4, 4, 4]) + np.array([np.log(1.5) / 2, 0, 0])
+    low, high = scipy_stats.t.interval(0.95, 2, values.mean(), scipy_stats.sem(values))
+    assert found.loc["jpeg", ["gain", "gain_low", "gain_high"]].tolist() == pytest.approx([values.mean(), low, high])
+    assert found.loc["cutout", "gain"] == pytest.approx(np.log(2)) and (found["methods"] == 2).all()
+    assert found.loc["cutout", "jpeg_more"] == pytest.approx(values.mean() - np.log(2))
+    assert math.isnan(found.loc["jpeg", "jpeg_more"])
+
+
+def test_gains_use_the_poisons_that_all_defenses_have_and_runs_of_equal_length():
+    frame = grown(jpeg=4)
+    long = pd.concat([block({"lsp": 0.1}, epochs=60), block({"lsp": 0.3}, epochs=60, defense="ueraser")])
+    found = axes.defense_gains(pd.concat([frame, long], ignore_index=True), FLOORS).set_index("defense")
+    assert found["gain"].to_dict() == pytest.approx({"jpeg": np.log(4), "ueraser": np.log(3)})
+    assert found["methods"].to_dict() == {"jpeg": 2, "ueraser": 1}
+
+
+def test_defenses_without_a_shared_poison_have_their_own_gains():
+    other = pd.concat([block({"ops": 0.1}), block({"ops": 0.4}, defense="mixup")])
+    frame = pd.concat([grown(jpeg=4), other[other["method"] == "ops"]], ignore_index=True)
+    found = axes.defense_gains(frame, FLOORS).set_index("defense")
+    assert found["gain"].to_dict() == pytest.approx({"jpeg": np.log(4), "mixup": np.log(4)})
+    assert "jpeg_more" not in found, "nothing to compare"
+
+
+def test_poisons_never_run_bare_have_no_gain():
+    frame = pd.concat([block({"lsp": 0.1}), block({"em": 0.4}, defense="jpeg")], ignore_index=True)
+    assert axes.defense_gains(frame, FLOORS).empty
+
+
+def test_class_wise_noise_is_no_poison():
+    frame = pd.concat([grown(jpeg=4), block({"noise_classwise": 9}, defense="jpeg"), block({"noise_classwise": 1})])
+    frame = frame.drop_duplicates(["defense", "method", "seed"])
+    assert axes.defense_gains(frame, FLOORS)["gain"].tolist() == pytest.approx([np.log(4)])
+
+
+def test_a_seed_that_one_method_lacks_counts_for_none():
+    frame = grown(jpeg=4)
+    lacking = (frame["method"] == "em") & (frame["seed"] == 2) & (frame["defense"] == "jpeg")
+    assert axes.defense_gains(frame[~lacking], FLOORS)["n"].tolist() == [2]
+
+
+def test_without_a_defense_there_is_no_gain():
+    assert axes.defense_gains(grown(), FLOORS).empty
+
+
+@pytest.mark.parametrize(
+    "factors, verdict",
+    [
+        ({"jpeg": 4, "cutout": 2}, HOLDS), ({"jpeg": 2, "cutout": 4}, FAILS), ({"jpeg": 0.5, "cutout": 0.2}, FAILS),
+        ({"jpeg": 4}, NOT_TESTED), ({"cutout": 4, "mixup": 2}, NOT_TESTED), ({"jpeg": 4, "a": 2, "b": 8}, FAILS),
+    ],
+)  # fmt: skip
+def test_planted_gains_decide_c6(factors, verdict):
+    frame = grown(**factors)
+    rng = np.random.default_rng(0)
+    frame["ud_layers"] *= np.exp(rng.normal(0, 0.01, len(frame)))
+    gains = axes.defense_gains(frame, FLOORS)
+    row = claims.verdicts(grown(), 0.01, defended=gains).set_index("claim").loc["C6"]
+    assert row["verdict"] == verdict and row["n"] == 3 and "over 2 poisons" in row["measured"]
+
+
+def networks(vit, lenet=0.3):
+    parts = [block({"lsp": 0.2, "em": 0.5}, architecture="resnet8")]
+    parts += [block({"lsp": lenet, "em": lenet}, architecture="lenet5"), block(vit, architecture="vit_tiny")]
+    frame = pd.concat(parts, ignore_index=True)
+    frame["ud_layers"] *= np.exp(np.random.default_rng(0).normal(0, 0.01, len(frame)))
+    return frame
+
+
+def test_the_transformer_is_held_against_the_largest_cnn():
+    found = axes.stronger(networks({"lsp": 0.6, "em": 0.6}), FLOORS).set_index("method")
+    wanted = {"lsp": np.log(0.6 / 0.3), "em": np.log(0.6 / 0.5), axes.POOLED: np.log(2 * 1.2) / 2}
+    assert found["more"].to_dict() == pytest.approx(wanted, abs=0.05)
+    assert (found["n"] == 3).all() and found["p_holm"].notna().sum() == 2
+
+
+@pytest.mark.parametrize(
+    "vit, verdict",
+    [
+        ({"lsp": 0.9, "em": 0.9}, HOLDS), ({"lsp": 0.1, "em": 0.1}, FAILS), ({"lsp": 0.305, "em": 0.495}, UNDECIDED),
+    ],
+)  # fmt: skip
+def test_planted_networks_decide_c7(vit, verdict):
+    compared = axes.stronger(networks(vit), FLOORS)
+    row = claims.verdicts(grown(), 0.01, compared=compared).set_index("claim").loc["C7"]
+    assert row["verdict"] == verdict and row["n"] == 3
+
+
+def test_zeros_of_both_networks_are_alike():
+    """Each network has a floor of its own; a difference of floors is no difference of data."""
+    frame = pd.concat([block({"lsp": 0.0}, architecture=name) for name in ("resnet8", "vit_tiny")])
+    found = axes.stronger(frame, FLOORS | {("toy", "vit_tiny"): 0.005})
+    assert found["more"].tolist() == pytest.approx([0, 0])
+
+
+def test_a_verdict_is_about_one_place():
+    """The first data set's; another's rows do not enter."""
+    frames = [networks({"lsp": 0.9, "em": 0.9}), networks({"lsp": 0.1, "em": 0.1}).assign(dataset="toz")]
+    floors = FLOORS | {("toz", name): 0.01 for _, name in FLOORS}
+    compared = axes.stronger(pd.concat(frames, ignore_index=True), floors)
+    row = claims.verdicts(grown(), 0.01, compared=compared).set_index("claim").loc["C7"]
+    assert row["verdict"] == HOLDS and row["measured"].count("lsp") == 1
+
+
+def test_c7_needs_half_of_the_methods():
+    """One method far above, two a little below: the mean is above 0, most methods are not."""
+    parts = [block({"lsp": 0.2, "em": 0.5, "ar": 0.5}, architecture="resnet8")]
+    parts.append(block({"lsp": 2.0, "em": 0.45, "ar": 0.45}, architecture="vit_tiny"))
+    compared = axes.stronger(pd.concat(parts, ignore_index=True), FLOORS)
+    assert compared.set_index("method").loc[axes.POOLED, "more_low"] > 0
+    assert claims.verdicts(grown(), 0.01, compared=compared).set_index("claim").loc["C7", "verdict"] == UNDECIDED
+
+
+def test_one_kind_of_network_is_not_compared():
+    assert axes.stronger(block({"lsp": 0.2}, architecture="resnet8"), FLOORS).empty
+
+
+def test_plain_settings_come_first():
+    names = ["rooms-jpeg", "rooms-vit_tiny", "mnist-jpeg"]
+    assert axes.with_bases(names) == ["rooms", "mnist", *names] and axes.with_bases([]) == []
+
+
+def test_bump_lines_are_ranks_where_a_method_has_a_value():
+    wide = pd.DataFrame({"none": [0.2, 0.9, 0.5], "jpeg": [0.8, 0.1, np.nan]}, index=["lsp", "em", "ar"])
+    _, ax = plt.subplots()
+    lines = [line.get_xydata().tolist() for line in figures.bumps(ax, wide, label="toy").lines]
+    assert lines == [[[0, 3], [1, 1]], [[0, 1], [1, 2]], [[0, 2]]]
+    assert [text.get_text() for text in ax.texts] == ["lsp", "em", "ar"] and ax.yaxis_inverted()
+    plt.close("all")
+
+
+# ---- Published values ----------------------------------------------------------------------------------------------
+
+
+def test_published_values_belong_to_their_very_condition():
+    assert published.values("cifar10", "resnet18", "none", "em") == {
+        "published_accuracy": 0.2078,
+        "published_ud": 0.139,
+    }
+    assert published.values("cifar10", "resnet18", "jpeg", "tap")["published_accuracy"] == 0.8408
+    elsewhere = [("rooms", "resnet8", "none", "em"), ("cifar10", "resnet8", "none", "em")]
+    elsewhere += [("cifar10", "resnet18", "orthogonal", "em")]
+    assert all(math.isnan(v) for place in elsewhere for v in published.values(*place).values())
+
+
+@pytest.mark.parametrize("defense", published.DEFENDED)
+def test_every_published_defense_lists_the_nine_methods(defense):
+    row = published.DEFENDED[defense]
+    assert set(row) == set(published.CIFAR10) - {"sep"} and all(0 < v < 1 for v in row.values())
+
+
+# ---- README --------------------------------------------------------------------------------------------------------
+
+
+def page(*names):
+    return "before\n" + "\n".join(f"{readme.START.format(name=n)}\nold\n{readme.END.format(name=n)}" for n in names)
+
+
+def test_blocks_are_put_between_their_comments(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(page("headline", "claims") + "\nafter\n")
+    readme.update(path, headline="| new |", claims="| c |")
+    once = path.read_text()
+    assert "old" not in once and once.startswith("before\n") and once.endswith("\nafter\n")
+    assert once.index("| new |") < once.index("| c |")
+    readme.update(path, headline="| new |", claims="| c |")
+    assert path.read_text() == once
+
+
+@pytest.mark.parametrize("text", ["nothing", page("headline", "headline")])
+def test_a_page_without_its_place_is_refused_and_left(tmp_path, text):
+    path = tmp_path / "README.md"
+    path.write_text(text)
+    with pytest.raises(InputError, match="no place for headline: write the lines"):
+        readme.update(path, headline="x")
+    assert path.read_text() == text
+
+
+def test_the_headline_is_the_table():
+    summary = tables.by_method(grown(), {("toy", "net"): 0.01})
+    lines = readme.headline(summary).splitlines()
+    assert len(lines) == 2 + 4
+    clean, noise, lsp = lines[2:5]
+    assert clean.endswith("| 1 |") and noise.split("|")[4].strip() == ""
+    row = summary.set_index("method").loc["lsp"]
+    assert f"{row.ud_layers:.2f} [{row.ud_layers_low:.2f}, {row.ud_layers_high:.2f}]" in lsp
+
+
+def test_the_readme_has_the_committed_results():
+    """What the pipeline wrote last is what is committed."""
+    from tests.imports import ROOT
+
+    table = pd.read_csv(ROOT / "results" / "laptop" / "tables" / "claims.csv", keep_default_na=False)
+    summary = pd.read_csv(ROOT / "results" / "laptop" / "tables" / "ud_by_data.csv")
+    text = (ROOT / "README.md").read_text()
+    assert readme.listing(table) in text
+    assert readme.headline(summary[summary["dataset"] == "rooms"]) in text

@@ -1,0 +1,105 @@
+"""How UD changes along an axis of the grid: what defenses add to it, and which architectures have more of it."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from . import stats, tables
+
+TRANSFORMERS = ("vit_tiny", "vit_small")
+POOLED = "all"
+
+
+def with_bases(settings: Iterable[str]) -> list[str]:
+    """Names of settings (`<data set>-<what differs>`) with the plain settings that they are compared with in front."""
+    settings = list(settings)
+    return list(dict.fromkeys([*(name.partition("-")[0] for name in settings), *settings]))
+
+
+def poisons(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of poisons: neither clean nor a kind of noise."""
+    return frame[~frame["method"].str.startswith((tables.CLEAN, tables.NOISE))]
+
+
+def logs(frame: pd.DataFrame, floors: dict[tuple[str, str], float]) -> pd.Series:
+    """log UD (layers) of every poison's runs by BLOCK, method and seed; zeros are raised to the floor."""
+    part = poisons(frame)
+    low = [floors[place] for place in zip(part["dataset"], part["architecture"], strict=True)]
+    values = np.log(np.maximum(part["ud_layers"], low))
+    return pd.Series(values.to_numpy(), index=pd.MultiIndex.from_frame(part[[*tables.BLOCK, "method", "seed"]]))
+
+
+GAINS = ["dataset", "architecture", "defense", "methods", "n", "gain", "gain_low", "gain_high", "p_holm"]
+
+
+def defense_gains(frame: pd.DataFrame, floors: dict[tuple[str, str], float]) -> pd.DataFrame:
+    """One row a defense: gain, by how much it raises log UD on average over the poisons run with and without it.
+
+    dataset, architecture, defense, methods (how many), n (seeds that all of them have), gain over runs of as many
+    epochs without a defense, with its t-interval over seeds, p_holm; jpeg_more: jpeg's gain minus this defense's over
+    the poisons of both, paired by seed (nan for jpeg). Empty if no poison was run both ways.
+    """
+    wide = logs(frame, floors).unstack("defense")
+    if set(wide.columns) <= {"none"} or "none" not in wide:
+        return pd.DataFrame(columns=GAINS)
+    gains = wide.drop(columns="none").sub(wide["none"], axis=0)
+    gains = gains.groupby(["dataset", "architecture", "method", "seed"]).mean()  # defenses may need other epochs
+    rows = [row for place, part in gains.groupby(["dataset", "architecture"]) for row in _gains(place, part)]
+    found = pd.DataFrame(rows, columns=[*GAINS[:-1], "jpeg_more", "jpeg_more_low", "jpeg_more_high", "p"])
+    found["p_holm"] = stats.holm(found.pop("p"))
+    return found.dropna(axis=1, how="all")
+
+
+def _gains(place: tuple, part: pd.DataFrame) -> list[dict]:
+    rows = []
+    for defense in part.columns[part.notna().any()]:
+        own = by_seed(part[[defense]])
+        interval = stats.student(own[defense])
+        row = dict(zip(("dataset", "architecture"), place, strict=True)) | {"defense": defense}
+        row |= {"methods": part[defense].dropna().index.unique("method").size, "n": interval.n}
+        row |= interval.columns("gain") | {"p": stats.p_value(own[defense])}
+        if defense != "jpeg" and "jpeg" in part and len(both := by_seed(part[["jpeg", defense]])):
+            row |= stats.paired(both["jpeg"], both[defense]).columns("jpeg_more")
+        rows.append(row)
+    return rows
+
+
+def by_seed(values: pd.DataFrame) -> pd.DataFrame:
+    """Mean over the methods that have all columns, of the seeds that all of those methods have; one row a seed."""
+    wide = values.dropna().unstack("method").dropna()
+    return wide.T.groupby(level=0, sort=False).mean().T
+
+
+def stronger(frame: pd.DataFrame, floors: dict[tuple[str, str], float]) -> pd.DataFrame:
+    """Transformers beside CNNs: log UD of the transformer minus the largest of the CNNs', one row a method.
+
+    dataset, transformer, method (POOLED: the mean over all of them), n (seeds that all have), more with its t-interval,
+    p_holm over the single methods. The largest is taken seed by seed, which with several CNNs leans to their side;
+    zeros are raised to the largest floor of the compared networks. Empty without runs of both kinds.
+    """
+    rows = []
+    for dataset, part in frame[frame["defense"] == "none"].groupby("dataset"):
+        names = [name for name in part["architecture"].unique() if name != "linear"]
+        low = max((floors[dataset, name] for name in names), default=0.0)
+        wide = logs(part[part["architecture"].isin(names)], dict.fromkeys(floors, low)).droplevel(
+            ["dataset", "defense", "epochs"]
+        )
+        wide = wide.groupby(level=["architecture", "method", "seed"]).mean().unstack("architecture")
+        cnns = [name for name in wide if name not in TRANSFORMERS]
+        for name in wide.columns.intersection(TRANSFORMERS) if cnns else []:
+            both = wide[[name, *cnns]].dropna()
+            more = (both[name] - both[cnns].max(axis=1)).rename("more")
+            rows += [{"dataset": dataset, "transformer": name} | row for row in _more(more)] if len(more) else []
+    return pd.DataFrame(rows)
+
+
+def _more(part: pd.Series) -> list[dict]:
+    single = {method: values for method, values in part.groupby("method")}
+    adjusted = stats.holm([stats.p_value(values) for values in single.values()])
+    rows = []
+    named = {**single, POOLED: by_seed(part.to_frame())["more"]}
+    for (method, values), p in zip(named.items(), [*adjusted, float("nan")], strict=True):
+        interval = stats.student(values)
+        rows.append({"method": method, "n": interval.n} | interval.columns("more") | {"p_holm": p})
+    return rows

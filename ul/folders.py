@@ -1,0 +1,53 @@
+"""A user's own photographs: one folder a class, read as square images of one size."""
+
+from pathlib import Path
+
+import numpy as np
+
+from .config import InputError, existing
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+LAYOUT = "put the images into <root>/train/<class>/ and <root>/test/<class>/"
+
+
+def listed(root: Path, part: str) -> tuple[list[Path], np.ndarray]:
+    """Image files of `<root>/<part>/<class>/` in order of their names, and int64[n] classes by the names in train.
+
+    Raises InputError if the folder, its classes or its images are missing, or a class is not in train.
+    """
+    classes = {place.name: i for i, place in enumerate(_classes(root / "train"))}
+    files, labels = [], []
+    for place in _classes(root / part):
+        if place.name not in classes:
+            raise InputError(f"{place}: no such class in {root / 'train'}; every class needs training images")
+        found = sorted(file for file in place.iterdir() if file.suffix.lower() in SUFFIXES)
+        if not found:
+            raise InputError(f"{place} holds no image ({', '.join(SUFFIXES)}); remove it or add some")
+        files += found
+        labels += [classes[place.name]] * len(found)
+    return files, np.array(labels, np.int64)
+
+
+def _classes(folder: Path) -> list[Path]:
+    found = sorted(p for p in existing(folder, LAYOUT).iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(found) < 2:
+        raise InputError(f"{folder} holds {len(found)} folders of classes; {LAYOUT}, two classes or more")
+    return found
+
+
+def read(path: Path, size: int) -> np.ndarray:
+    """One image as uint8[3,size,size]: turned upright, RGB, the middle square, area means.
+
+    Raises InputError if the file is no readable image or smaller than `size`.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # damaged files raise many types
+        raise InputError(f"{path}: not a readable image ({type(error).__name__}); remove or export it again") from None
+    if min(image.size) < size:
+        raise InputError(f"{path}: {image.width} x {image.height} pixels, {size} are needed; remove or enlarge it")
+    square = ImageOps.fit(image, (size, size), Image.Resampling.BOX)
+    return np.asarray(square).transpose(2, 0, 1)

@@ -1,0 +1,233 @@
+"""Many cells at once: in processes or on a cluster, finished ones kept in a folder, failed ones reported at the end."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import mkdtemp
+from types import MappingProxyType
+
+import joblib
+
+from . import benchmark, data, models, processes, records
+from .benchmark import CLEAN, AtEnd, Cell, Sal
+from .config import InputError, choose
+
+# What a run's numbers depend on besides its cell and its images; an edit of any of them makes kept cells worthless.
+CODE = ("benchmark", "defenses", "extremes", "graph", "metrics", "models", "perturb", "public", "sal", "train", "vit")
+
+
+OWN = "own"  # the method's name where the images are a user's
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that could not be finished, and why."""
+
+    cell: Cell
+    reason: str
+
+    def __str__(self) -> str:
+        cell = self.cell
+        return f"{cell.dataset} {cell.method} {cell.architecture} {cell.defense} seed {cell.seed}: {self.reason}"
+
+
+# ---- Which cells ---------------------------------------------------------------------------------------------------
+
+
+def conditions(
+    config: Mapping, methods: Sequence[str], *, poisons: str | None = None, baseline: bool = True
+) -> list[Cell]:  # fmt: skip
+    """The cells of several methods in one setting, all seeds of one method after another, each cell once.
+
+    config: as for `benchmark.cells`; its method is not read. poisons: folder of <data set>-<method>.npz to read instead
+    of making them; a file of the user's own (config["poison"]) is the method "own". baseline: the clean runs beside
+    them, under the same defense and without one. Raises InputError.
+    """
+    if config["poison"] and CLEAN in methods:
+        raise InputError(f"poison is {config['poison']}, but method is clean; name the method that it is closest to")
+    if twice := [m for m in methods if list(methods).count(m) > 1]:
+        raise InputError(f"{twice[0]} comes twice among the methods; name it once")
+    if config["poison"] and (poisons or len(methods) > 1):
+        raise InputError(f"poison is {config['poison']}: one file is one method; leave out poisons and the others")
+    found = []
+    for method in methods:
+        file = f"{poisons}/{config['dataset']}-{method}.npz" if poisons and method != CLEAN else config["poison"]
+        cells = benchmark.cells({**config, "method": method, "poison": file})
+        found += [replace(cell, method=OWN) for cell in cells] if config["poison"] else cells
+    if baseline:
+        clean = [replace(cell, method=CLEAN, poison=None) for cell in found]
+        found = [*benchmark.clean_twin(found), *clean, *found]
+    return list(dict.fromkeys(found))
+
+
+# ---- Finished cells ------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """16 hex digits over the modules that a run's numbers depend on."""
+    total = hashlib.sha256()
+    for name in CODE:
+        total.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return total.hexdigest()[:16]
+
+
+def identity(cell: Cell, images: data.Split, also: Mapping[str, Sal]) -> str:
+    """16 hex digits of configuration, code and data; where a poison's file lies does not count."""
+    settings = asdict(replace(cell, root="", poison=None))
+    ways = {name: asdict(way) for name, way in also.items()}
+    clean, test = benchmark.splits(cell)
+    contents = [images.digest(), test.digest(), data.classes(clean, test), code_digest(), _machine()]
+    return hashlib.sha256(json.dumps([settings, ways, *contents], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _machine() -> list:
+    """What numbers depend on beside code: the kind of device and versions, that of the JPEG coder among them."""
+    return [models.device().type, records.versions(), version("pillow")]
+
+
+def _kept(path: Path | None, cell: Cell) -> dict | None:
+    """The record of a finished cell; None if there is none, it cannot be read, or another machine's process made it."""
+    if path is None or not path.exists():
+        return None
+    try:
+        found = records.load(path)
+        if [found["machine"]["device"], found["versions"]] != _machine()[:2]:
+            return None
+    except (InputError, KeyError, TypeError) as error:
+        records.note(f"{path}: {_reason(error)}; it is trained again")
+        return None
+    found["config"]["poison"] = cell.poison is not None
+    return found
+
+
+def _finish(cell: Cell, images: data.Split | Failure, path: Path | None, options: Mapping) -> dict | Failure:
+    """The record of a cell: the kept one, or a new one, kept at once by the process that made it."""
+    if isinstance(images, Failure):
+        return replace(images, cell=cell)
+    if (found := _kept(path, cell)) is not None:
+        return found
+    try:
+        record = benchmark.run(cell, images, **options)
+        if path is not None:
+            records.save(record, path)
+        return record
+    except Exception as error:  # whatever it is, the other cells go on
+        return Failure(cell, _reason(error))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _images(cell: Cell) -> data.Split | Failure:
+    try:
+        return benchmark.poisoned(cell)
+    except Exception as error:
+        return Failure(cell, _reason(error))
+
+
+def _tasks(chosen: Sequence[Cell], images: data.Split | None, store: Path | None, options: Mapping) -> Iterator[tuple]:
+    """What `_finish` takes, cell by cell; images are made once for seeds that follow one another."""
+    shared, current = None, images
+    for cell in chosen:
+        if images is None and replace(cell, seed=0) != shared:
+            shared, current = replace(cell, seed=0), _images(cell)
+        known = store is not None and not isinstance(current, Failure)
+        path = store / f"{identity(cell, current, options['also'])}.json" if known else None
+        yield cell, current, path, options
+
+
+# ---- Where they run ------------------------------------------------------------------------------------------------
+
+
+Place = tuple[dict, str]  # joblib's configuration, and how results come back
+
+
+@contextmanager
+def _dask(jobs: int, address: str | None) -> Iterator[Place]:
+    """A scheduler at `address`, or a local cluster; its workers share the folder of finished cells."""
+    from distributed import Client, LocalCluster
+
+    local = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": None}
+    with nullcontext(address) if address else LocalCluster(**local) as cluster, Client(cluster):
+        yield {"backend": "dask", "n_jobs": -1}, "generator"
+
+
+@contextmanager
+def _ray(jobs: int, address: str | None) -> Iterator[Place]:
+    """A Ray cluster at `address`, or a local one."""
+    import ray
+    from ray.util.joblib import register_ray
+
+    own = {} if address else {"num_cpus": jobs, "include_dashboard": False}
+    ray.init(address=address, log_to_driver=False, **own)
+    register_ray()
+    try:
+        everywhere = int(ray.cluster_resources().get("CPU", jobs)) if address else jobs
+        yield (
+            {"backend": "ray", "n_jobs": everywhere},
+            "list",
+        )  # Ray's backend hands out nothing before all are finished
+    finally:
+        ray.shutdown()
+
+
+HERE = "processes"
+CLUSTERS: dict[str, Callable] = {"dask": _dask, "ray": _ray}
+# What the backends raise for a process that died.
+LOST = ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker", "WorkerCrashedError", "ActorDiedError")
+
+
+def run_all(
+    chosen: Sequence[Cell], images: data.Split | None = None, *, jobs: int | None = None, backend: str = HERE,
+    address: str | None = None, store: Path | str | None = None, also: Mapping[str, Sal] = MappingProxyType({}),
+    at_end: AtEnd | None = None,
+) -> list[dict]:  # fmt: skip
+    """Records of all cells in order; a failed cell does not stop the others.
+
+    images: what all of them train on (default: each its own). jobs: how many at once (default: one a core, one on a
+    GPU), each with one thread. backend: "processes", or "dask" or "ray" (extra `cluster`) on the cluster at `address`
+    (default: a local one). store: folder that keeps finished cells; those whose configuration, code and data are
+    unchanged are read from it instead of run (default: a temporary one, left only if something fails). also, at_end:
+    see `benchmark.run`; at_end goes without a store. Raises InputError that names every failed cell and its reason,
+    once all others are finished, or says that a worker process is lost.
+    """
+    choose(backend, [HERE, *CLUSTERS], "backend")
+    if store is not None and at_end is not None:
+        raise ValueError("scores at the end are not kept; call run_all without a store")
+    own = None if store or at_end or address else Path(mkdtemp(prefix="ul-runs-"))
+    store = own if store is None else Path(store)
+    tasks = _tasks(chosen, images, store, {"also": dict(also), "at_end": at_end})
+    label = f"{chosen[0].dataset} {chosen[0].architecture} {chosen[0].defense}"
+    try:
+        if backend == HERE:
+            found = processes.each(_finish, tasks, label, total=len(chosen), jobs=jobs)
+        else:
+            place = CLUSTERS[backend](processes.how_many(len(chosen), jobs), address)
+            found = _on_cluster(tasks, place, label, len(chosen))
+    except Exception as error:
+        if type(error).__name__ not in LOST:
+            raise
+        raise InputError(f"a worker is lost ({_reason(error)[:300]}); run again, {_where(store)}") from error
+    if failed := [f for f in found if isinstance(f, Failure)]:
+        reasons = "; ".join(map(str, failed))
+        raise InputError(f"{len(failed)} of {len(found)} runs failed: {reasons} ({_where(store)})")
+    if own is not None:
+        shutil.rmtree(own)
+    return found
+
+
+def _where(store: Path | None) -> str:
+    return f"finished runs are kept in {store}" if store else "nothing was kept"
+
+
+def _on_cluster(tasks: Iterator[tuple], place, label: str, total: int) -> list[dict | Failure]:
+    with place as (options, how), joblib.parallel_config(**options), joblib.Parallel(return_as=how) as parallel:
+        return list(records.progress(parallel(joblib.delayed(_finish)(*task) for task in tasks), label, total))

@@ -1,0 +1,31 @@
+"""Independent work in processes of this machine."""
+
+import os
+from collections.abc import Callable, Iterable
+
+import joblib
+from joblib.externals.loky import get_reusable_executor
+
+from . import models, records
+
+
+def how_many(total: int, jobs: int | None = None) -> int:
+    """`jobs` (default: one a core), but no more than pieces of work; one on a GPU, which they would share."""
+    return 1 if models.device().type == "cuda" else min(jobs or os.cpu_count() or 1, total)
+
+
+def each(function: Callable, work: Iterable[tuple], label: str, *, total: int | None = None, jobs: int | None = None):
+    """function(*given) for every piece of `work`, as a list in order, with progress under `label`.
+
+    work: of known length, or `total` long. jobs: see `how_many`.
+    """
+    total = len(work) if total is None else total
+    jobs = how_many(total, jobs)
+    if jobs == 1:
+        return list(records.progress((function(*given) for given in work), label, total))
+    try:
+        with joblib.Parallel(n_jobs=jobs, return_as="generator") as parallel:
+            found = parallel(joblib.delayed(function)(*given) for given in work)
+            return list(records.progress(found, label, total))
+    finally:
+        get_reusable_executor().shutdown(wait=True)  # idle workers would be interrupted with the kernel
