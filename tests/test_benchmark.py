@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ul import benchmark, data, perturb
+from ul import benchmark, data, grid, perturb
 from ul.benchmark import Sal
 from ul.config import InputError
 
@@ -64,8 +64,8 @@ def test_further_ways_probe_the_same_training():
         "test": Sal(images=8, part="test"), "cheap": Sal(images=16, estimator="gradient"),
         "public": Sal(images=16, departures=("train_loss",)),
     }  # fmt: skip
-    run = benchmark.run_all(cells, also=ways, jobs=1)[0]
-    plain = benchmark.run_all(cells, jobs=1)[0]
+    run = grid.run_all(cells, also=ways, jobs=1)[0]
+    plain = grid.run_all(cells, jobs=1)[0]
     assert run["history"] == plain["history"] and run["sal"] == plain["sal"] and "also" not in plain
     assert run["also"]["same"]["sal"] == run["sal"] and run["also"]["wide"]["way"]["epsilon"] == 0.1
     first = {name: way["sal"][0]["sal"] for name, way in run["also"].items()}
@@ -79,7 +79,7 @@ def test_cells_of_different_conditions_make_their_own_images():
     cells = [
         benchmark.replace(cell, share=share) for cell in benchmark.cells(SETTINGS)[:1] for share in (0.0, 1.0)
     ]  # fmt: skip
-    clean, noisy = benchmark.run_all(cells, jobs=1)
+    clean, noisy = grid.run_all(cells, jobs=1)
     plain, _ = benchmark.splits(cells[0])
     assert clean["data"]["train"] == plain.digest() != noisy["data"]["train"]
     size = perturb.measure(plain.images, benchmark.poisoned(cells[1]).images)["linf"]

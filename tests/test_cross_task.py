@@ -1,14 +1,13 @@
 """The cross-task study: its cells and variants, its records on planted views, and its notebook on real views."""
 
 import json
-import shutil
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
 
-from tests.conftest import one_hot, plant, view_arrays
+from tests.conftest import one_hot, plant, real_views, view_arrays
 from tests.imports import ROOT
 from ul import cross_tables, cross_task
 from ul.config import InputError
@@ -101,19 +100,8 @@ def test_records_hold_every_regime(tmp_path):
 
 @pytest.mark.slow
 def test_the_notebook_on_real_views(shared_data, tmp_path):
-    """The twelve views with depth, as two buildings, under made-up scenes; the paper's four tasks, by parameter."""
-    views = sorted(p.name for p in (shared_data / "taskonomy-sample" / "depth_euclidean" / "sample").glob("*.png"))
-    for place, name in enumerate(views):
-        building = "hanson" if place < 8 else "ihlen"
-        for domain in ("rgb", "depth_euclidean"):
-            folder = tmp_path / "taskonomy" / domain / building
-            folder.mkdir(parents=True, exist_ok=True)
-            file = name.replace("depth_euclidean", domain)
-            shutil.copy(shared_data / "taskonomy-sample" / domain / "sample" / file, folder / file)
-        stem = name.partition("_domain_")[0]
-        point, view = stem.split("_")[1::2]
-        scene = {"class_scene": one_hot(43 + place % 2, 365)}
-        plant(tmp_path / "taskonomy", (building, int(point), int(view)), scene, level="")
+    """The paper's four tasks, by parameter."""
+    real_views(shared_data, tmp_path)
     tasks = "\n".join(f"- {name}" for name in HEADLINE)
     values = {"dataset": "taskonomy", "root": tmp_path, "size": 64, "epochs": 1, "seeds": 2, "out": tmp_path / "out"}
     settings = "".join(f"{key}: {value}\n" for key, value in values.items())

@@ -9,18 +9,19 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from ul import claims, records, tables
-from ul.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED
+from ul import records, tables
 from ul.config import InputError
-from ul.stats import Interval
 
 LAYERS, LOW, HIGH = 10, 0.1, 1.0  # clean: half of the layers learnable, beta .55
 WEIGHTS = [2**i for i in range(LAYERS)]
 
 
-def record(method, learnable, accuracy, seed, *, dataset="toy", architecture="net", defense="none", epochs=2):
+def record(
+    method, learnable, accuracy, seed, *, dataset="toy", architecture="net", defense="none", epochs=2, trained=2
+):
     """A record as benchmark.run writes it: the last `learnable` layers are above the clean threshold."""
     config = {"dataset": dataset, "architecture": architecture, "defense": defense, "method": method, "seed": seed}
+    config |= {"recipe": {"epochs": trained}, "limit": None, "eps": 8 / 255, "poison_recipe": "published"}
     sal = [LOW] * (LAYERS - learnable) + [HIGH] * learnable
     probe = {"layer": [f"l{i}" for i in range(LAYERS)], "sal": sal, "s_max": sal, "s_min": [0.0] * LAYERS}
     probes = [{"epoch": e + 1, **probe, "weights": WEIGHTS} for e in range(epochs)]
@@ -34,6 +35,7 @@ ACCURACY = {
 }  # fmt: skip
 
 
+FLOORS = {("toy", "net"): 0.025}
 PLACES = [
     ("clean", "none", 5), ("noise", "none", 5), ("lsp", "none", 1),
     ("clean", "jpeg", 8), ("noise", "jpeg", 4), ("lsp", "jpeg", 2),
@@ -48,9 +50,11 @@ def frame_of(ud, accuracy=None):
     """A benchmark frame of one block from {method: [UD of each seed]}."""
     accuracy = accuracy or {m: values for m, values in ud.items()}
     rows = [
-        ["toy", "net", "none", m, s, accuracy[m][s], v, v] for m, values in ud.items() for s, v in enumerate(values)
+        ["toy", "net", "none", 2, m, s, accuracy[m][s], v, v, v, True]
+        for m, values in ud.items()
+        for s, v in enumerate(values)
     ]
-    return pd.DataFrame(rows, columns=[*tables.BLOCK, "method", "seed", "test_accuracy", "ud_layers", "ud_weights"])
+    return pd.DataFrame(rows, columns=[*tables.BLOCK, "method", "seed", "test_accuracy", *tables.UNITS, "comparable"])
 
 
 # ---- One row a run -------------------------------------------------------------------------------------------------
@@ -75,8 +79,22 @@ def test_every_run_is_measured_by_its_own_twin():
 
 def test_a_missing_clean_twin_is_named():
     runs = [r for r in runs_of() if (r["config"]["method"], r["config"]["seed"]) != ("clean", 1)]
-    with pytest.raises(ValueError, match="no clean run of toy, net, seed 1"):
+    with pytest.raises(ValueError, match="no clean run of toy, net, 2 epochs, seed 1"):
         tables.benchmark(runs)
+
+
+def test_other_lengths_and_defenses_have_twins_of_their_own():
+    """UD divides by the clean run of as many epochs; ud_own by the one under the same defense, where there is one."""
+    runs = [record("clean", 5, 0.9, 0), record("clean", 2, 0.9, 0, trained=60)]
+    runs += [record("lsp", 4, 0.3, 0), record("lsp", 4, 0.3, 0, trained=60)]
+    runs += [record("lsp", 4, 0.3, 0, defense="jpeg"), record("clean", 8, 0.9, 0, defense="cutout")]
+    runs += [record("lsp", 4, 0.3, 0, defense="cutout")]
+    frame = tables.benchmark(runs)
+    assert frame["ud_layers"].tolist() == pytest.approx([1, 1, 4 / 5, 4 / 2, 4 / 5, 8 / 5, 4 / 5])
+    assert frame["ud_own"].tolist() == pytest.approx([1, 1, 4 / 5, 4 / 2, math.nan, 1, 4 / 8], nan_ok=True)
+    summary = tables.by_method(frame, FLOORS)  # without noise
+    assert summary.set_index(["defense", "epochs", "method"]).loc[("cutout", 2, "lsp"), "ud_own"] == pytest.approx(0.5)
+    assert "accuracy_minus_noise" not in summary
 
 
 def test_helpers_of_a_record():
@@ -100,7 +118,8 @@ def test_trajectories_are_tidy():
 def test_load_reads_conditions_in_order(tmp_path):
     for name, seeds in (("toy-b", 2), ("toy-a", 1)):
         records.save({"runs": [record(name[-1], 1, 0.5, s) for s in range(seeds)]}, tmp_path / f"{name}.json")
-    assert [tables.key(r)[3:] for r in tables.load(tmp_path, ["toy-b", "toy-a"])] == [("b", 0), ("b", 1), ("a", 0)]
+    assert [tables.key(r)[4:] for r in tables.load(tmp_path, ["toy-b", "toy-a"])] == [("b", 0), ("b", 1), ("a", 0)]
+    assert len(tables.load(tmp_path, ["toy-b", "toy-b"])) == 2, "a run that two settings hold counts once"
     with pytest.raises(InputError, match=r"toy-c\.json is missing; run `dvc repro` first"):
         tables.load(tmp_path, ["toy-a", "toy-c"])
 
@@ -113,7 +132,7 @@ def interval(row, name):
 
 
 def test_by_method_gives_scipys_intervals():
-    summary = tables.by_method(tables.benchmark(runs_of()), {"toy": 0.025}).set_index("method")
+    summary = tables.by_method(tables.benchmark(runs_of()), FLOORS).set_index("method")
     assert summary.index.tolist() == list(COUNTS) and (summary["n"] == 3).all()
     for method, row in summary.iterrows():
         difference = scipy_stats.ttest_rel(ACCURACY[method], ACCURACY["noise"])
@@ -129,7 +148,7 @@ def test_by_method_gives_scipys_intervals():
 
 
 def test_p_values_are_t_tests_with_holm_over_methods():
-    summary = tables.by_method(tables.benchmark(runs_of()), {"toy": 0.025}).set_index("method")
+    summary = tables.by_method(tables.benchmark(runs_of()), FLOORS).set_index("method")
     p = {m: scipy_stats.ttest_1samp(np.log(np.array(COUNTS[m]) / 5), 0).pvalue for m in ("lsp", "tap")}
     assert summary["p_ud_layers"].dropna().to_dict() == pytest.approx(p)
     first, second = sorted(p, key=p.get)
@@ -140,23 +159,23 @@ def test_p_values_are_t_tests_with_holm_over_methods():
 
 def test_one_seed_has_estimates_without_intervals():
     runs = [r for r in runs_of() if r["config"]["seed"] == 0]
-    row = tables.by_method(tables.benchmark(runs), {"toy": 0.025}).set_index("method").loc["lsp"]
+    row = tables.by_method(tables.benchmark(runs), FLOORS).set_index("method").loc["lsp"]
     assert row["ud_layers"] == pytest.approx(0.2) and row["n"] == 1
     assert row[["ud_layers_low", "ud_layers_high", "p_ud_layers", "p_holm"]].isna().all()
 
 
 def test_blocks_have_their_own_floor_and_holm():
     runs = runs_of() + runs_of(dataset="other")
-    summary = tables.by_method(tables.benchmark(runs), {"toy": 0.025, "other": 0.01})
+    summary = tables.by_method(tables.benchmark(runs), {("toy", "net"): 0.025, ("other", "net"): 0.01})
     em = summary[summary["method"] == "em"].set_index("dataset")["ud_layers"]
     assert em.to_dict() == pytest.approx({"toy": 0.025, "other": 0.01})
-    alone = tables.by_method(tables.benchmark(runs_of()), {"toy": 0.025})
+    alone = tables.by_method(tables.benchmark(runs_of()), FLOORS)
     assert summary.groupby("dataset")["p_holm"].max().tolist() == pytest.approx([alone["p_holm"].max()] * 2)
 
 
 def test_a_defended_condition_keeps_its_ud_against_the_undefended_clean_run():
     runs = [record(m, c, 0.5, s, defense=d) for m, d, c in PLACES for s in range(2)]
-    summary = tables.by_method(tables.benchmark(runs), {"toy": 0.025}).set_index(["defense", "method"])
+    summary = tables.by_method(tables.benchmark(runs), FLOORS).set_index(["defense", "method"])
     assert summary["ud_layers"].to_dict() == pytest.approx({(d, m): c / 5 for m, d, c in PLACES})
 
 
@@ -185,6 +204,24 @@ def test_ranks_of_planted_orders():
 def test_ranks_of_one_order_have_the_exact_p():
     row = tables.ranks(ranked(SIX, SIX, SIX)).iloc[0]
     assert (row["rho"], row["rho_of_means"], row["p_exact"]) == pytest.approx((1, 1, 2 / 720))
+
+
+def test_all_conditions_together_have_a_row_of_their_own():
+    """Within each block UD and accuracy agree; between them they do not."""
+    low, high = ranked(SIX, SIX), ranked(SIX, SIX).assign(defense="jpeg")
+    high = high.assign(ud_layers=high["ud_layers"] + 10, test_accuracy=high["test_accuracy"] - 5)
+    rows = tables.ranks(pd.concat([low, high]))
+    rows = rows[rows["unit"] == "ud_layers"].set_index("defense")
+    assert rows["rho"].round(6).to_dict() == {"none": 1, "jpeg": 1, "all": pytest.approx(-0.510490, abs=1e-5)}
+    assert rows["methods"].to_dict() == {"none": 6, "jpeg": 6, "all": 12}
+
+
+def test_all_conditions_together_use_the_seeds_that_all_have():
+    """A block with fewer seeds, and one of another length, which is a condition of its own."""
+    few = ranked(SIX, SIX).assign(defense="jpeg")
+    rows = tables.ranks(pd.concat([ranked(SIX, SIX, SIX[::-1]), few, ranked(SIX, SIX, SIX).assign(epochs=60)]))
+    row = rows[(rows["unit"] == "ud_layers") & (rows["defense"] == "all")].iloc[0]
+    assert (row["methods"], row["seeds"]) == (18, 2)
 
 
 def test_two_methods_have_no_rank_correlation():
@@ -217,89 +254,26 @@ def test_written_tables_are_read_back(tmp_path):
 
 
 def test_metrics_are_json_by_data_set_and_method(tmp_path):
-    summary = tables.by_method(tables.benchmark(runs_of()), {"toy": 0.025})
+    summary = tables.by_method(tables.benchmark(runs_of()), FLOORS)
     tables.write_metrics(summary, tmp_path / "metrics.json")
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert list(found) == ["toy"] and found["toy"].keys() == COUNTS.keys()
     assert found["toy"]["clean"] == {"test_accuracy": pytest.approx(0.91), "ud_layers": 1, "ud_weights": 1}
 
 
-# ---- Claims --------------------------------------------------------------------------------------------------------
+def test_differences_name_the_condition(tmp_path):
+    for name, shift in (("a", 0), ("b", 0.5)):
+        frame = tables.benchmark(runs_of()).assign(test_accuracy=lambda f, s=shift: f["test_accuracy"] + s)
+        tables.write(tables.by_method(frame, FLOORS), tmp_path / name / "tables" / "ud_by_data")
+    assert tables.differences(tmp_path / "a", tmp_path / "a") == []
+    found = tables.differences(tmp_path / "a", tmp_path / "b")
+    assert len(found) == 5 and found[0].startswith("toy net none 2 clean test_accuracy: 0.91 and 1.41")
 
 
-@pytest.mark.parametrize(
-    "low, high, above, verdict",
-    [
-        (1.1, 1.3, True, HOLDS), (0.7, 0.9, True, FAILS), (0.9, 1.1, True, UNDECIDED),
-        (1.1, 1.3, False, FAILS), (0.7, 0.9, False, HOLDS), (0.9, 1.1, False, UNDECIDED),
-        (1.0, 1.0, True, UNDECIDED), (1.0, 1.2, True, UNDECIDED), (0.8, 1.0, False, UNDECIDED),
-        (math.nan, math.nan, True, UNDECIDED), (math.nan, math.nan, False, UNDECIDED),
-    ],
-)  # fmt: skip
-def test_side_of_an_interval(low, high, above, verdict):
-    assert claims.side(Interval((low + high) / 2, low, high, 3), 1, above=above) == verdict
-
-
-@pytest.mark.parametrize(
-    "found, verdict",
-    [
-        ([HOLDS, HOLDS], HOLDS), ([HOLDS, UNDECIDED], UNDECIDED), ([UNDECIDED, FAILS], FAILS),
-        ([HOLDS], NOT_TESTED), ([UNDECIDED], NOT_TESTED), ([FAILS], FAILS), ([], NOT_TESTED),
-    ],
-)  # fmt: skip
-def test_a_rule_over_methods(found, verdict):
-    assert claims.all_of(dict(zip("ab", found, strict=False)), ["a", "b"]) == verdict
-
-
-BELOW, AT, ABOVE = [0.2, 0.21, 0.22], [0.8, 1.0, 1.25], [1.6, 1.65, 1.7]
-FLAT = [1.0, 1.0, 1.0]
-
-
-def verdict_of(claim, *, noise=FLAT, **ud):
-    frame = frame_of({"clean": FLAT, "noise": noise, **ud})
-    return claims.verdicts(frame, 0.01).set_index("claim").loc[claim]
-
-
-@pytest.mark.parametrize("claim", ["C3", "C5"])
-@pytest.mark.parametrize(
-    "changed, verdict",
-    [
-        ({}, HOLDS), ({"em": ABOVE}, FAILS), ({"tap": BELOW}, FAILS), ({"ar": AT}, UNDECIDED), ({"tap": AT}, UNDECIDED),
-        ({"ops": None}, NOT_TESTED), ({"ops": None, "em": ABOVE}, FAILS), ({"em": [0, 0, 0]}, HOLDS),
-    ],
-)  # fmt: skip
-def test_planted_frames_decide_c3_and_c5(claim, changed, verdict):
-    ud = {"em": BELOW, "ops": BELOW, "ar": BELOW, "lsp": BELOW, "tap": ABOVE} | changed
-    row = verdict_of(claim, **{m: v for m, v in ud.items() if v})
-    assert row["verdict"] == verdict and row["n"] == 3
-    assert ("no run of ops yet" in row["measured"]) == (ud["ops"] is None)
-
-
-def test_c3_compares_with_noise_and_c5_with_clean():
-    ud = {"em": BELOW, "ops": BELOW, "ar": BELOW, "lsp": BELOW, "tap": ABOVE, "noise": [0.1, 0.105, 0.11]}
-    assert verdict_of("C3", **ud)["verdict"] == FAILS and verdict_of("C5", **ud)["verdict"] == HOLDS
-    assert "lsp" not in verdict_of("C3", **ud)["measured"] and "lsp" in verdict_of("C5", **ud)["measured"]
-
-
-@pytest.mark.parametrize(
-    "orders, verdict",
-    [([SIX] * 3, HOLDS), ([SIX[::-1]] * 3, FAILS), ([SIX, SIX[::-1], SIX], UNDECIDED)],
-)
-def test_planted_orders_decide_c4(orders, verdict):
-    found = claims.verdicts(ranked(*orders), 0.01).set_index("claim").loc["C4"]
-    assert found["verdict"] == verdict and found["n"] == 3
-
-
-def test_c4_with_five_methods_is_undecided():
-    frame = ranked(SIX, SIX, SIX)
-    found = claims.verdicts(frame[frame["method"] != "ar"], 0.01).set_index("claim").loc["C4"]
-    assert found["verdict"] == UNDECIDED and "over 5 methods" in found["measured"]
-
-
-def test_all_seven_claims_are_listed_with_their_rules():
-    found = claims.verdicts(frame_of({"clean": FLAT, "noise": FLAT, "em": BELOW}), 0.01)
-    assert found["claim"].tolist() == [f"C{i}" for i in range(1, 8)]
-    assert found.columns.tolist() == ["claim", "text", "source", "rule", "measured", "interval", "n", "verdict"]
-    assert (found[["text", "source", "rule"]].map(len) > 5).all(axis=None)
-    untested = found.set_index("claim").loc[["C1", "C2", "C6", "C7"]]
-    assert (untested["verdict"] == NOT_TESTED).all() and (untested["n"] == 0).all()
+def test_different_runs_of_one_key_are_refused(tmp_path):
+    for name, limit in (("a", None), ("b", 7)):
+        run = record("lsp", 1, 0.5, 0)
+        run["config"]["limit"] = limit
+        records.save({"runs": [run]}, tmp_path / f"{name}.json")
+    with pytest.raises(InputError, match=r"b\.json: toy net none 2 lsp 0 differs from another setting's"):
+        tables.load(tmp_path, ["a", "b"])

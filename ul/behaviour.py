@@ -70,7 +70,7 @@ def with_recipes(table: pd.DataFrame, path) -> pd.DataFrame:
 
 # ---- Defenses ------------------------------------------------------------------------------------------------------
 
-GROUP = ["dataset", "architecture", "defense", "epochs"]
+GROUP = tables.BLOCK
 
 
 def defended(runs: list[dict]) -> pd.DataFrame:
@@ -81,7 +81,8 @@ def defended(runs: list[dict]) -> pd.DataFrame:
     poison lowers accuracy without a defense; protection_left: the same under the defense (clean under it minus poison
     under it). Raises InputError if the undefended or the clean runs of the same epochs are not among `runs`.
     """
-    frame = pd.DataFrame([_final(run) for run in runs], columns=[*GROUP, "method", "seed", "test_accuracy"])
+    finals = [[*tables.key(run), run["history"]["test_accuracy"][-1]] for run in runs]
+    frame = pd.DataFrame(finals, columns=[*GROUP, "method", "seed", "test_accuracy"])
     wide = frame.pivot(index="seed", columns=[*GROUP, "method"], values="test_accuracy")
     rows = [_defended(wide, name) for name in wide.columns if name[2] != "none"]
     if not rows:
@@ -91,27 +92,17 @@ def defended(runs: list[dict]) -> pd.DataFrame:
     return found.drop(columns="p")
 
 
-def _final(run: dict) -> list:
-    config, epochs = run["config"], run["config"]["recipe"]["epochs"]
-    named = [config["dataset"], config["architecture"], config["defense"], epochs, config["method"], config["seed"]]
-    return [*named, run["history"]["test_accuracy"][-1]]
-
-
 def _defended(wide: pd.DataFrame, name: tuple) -> dict:
-    dataset, architecture, defense, epochs, method = name
-    own, clean = (_of(wide, (dataset, architecture, defense, epochs, m)) for m in (method, tables.CLEAN))
-    bare, bare_clean = (_of(wide, (dataset, architecture, "none", epochs, m)) for m in (method, tables.CLEAN))
+    *place, defense, epochs, method = name
+    wanted = [(*place, d, epochs, m) for d in (defense, "none") for m in (method, tables.CLEAN)]
+    if missing := [w for w in wanted if w not in wide.columns]:
+        dataset, architecture, defense, epochs, method = missing[0]
+        what = f"{method} on {dataset}, {architecture}, defense {defense}, {epochs} epochs"
+        raise InputError(f"no run of {what} to compare with; add it to the grid")
+    both = wide[list(dict.fromkeys(wanted))].dropna()  # the seeds that all of them have
+    own, clean, bare, bare_clean = (both[w] for w in wanted)
     accuracy, gain = stats.student(own), stats.paired(own, bare)
     row = dict(zip([*GROUP, "method"], name, strict=True)) | {"n": accuracy.n} | accuracy.columns("test_accuracy")
     row |= gain.columns("gain") | {"p": stats.p_value(own - bare)}
     row |= stats.paired(bare_clean, bare).columns("protection")
     return row | stats.paired(clean, own).columns("protection_left")
-
-
-def _of(wide: pd.DataFrame, name: tuple) -> pd.Series:
-    """Accuracies by seed of one condition."""
-    if name not in wide.columns:
-        dataset, architecture, defense, epochs, method = name
-        what = f"{method} on {dataset}, {architecture}, defense {defense}, {epochs} epochs"
-        raise InputError(f"no run of {what} to compare with; add it to the grid")
-    return wide[name].dropna()

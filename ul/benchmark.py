@@ -1,16 +1,13 @@
 """The experiment of this artifact: train a victim on one condition with SAL probes, and keep all of it as a record."""
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
 
-import joblib
 import pandas as pd
 import torch
-from joblib.externals.loky import get_reusable_executor
 
 from . import data, defenses, models, perturb, poisons, public, records, sal, train
 from .config import at_least, choose, probe_epochs, within
@@ -97,16 +94,23 @@ def splits(cell: Cell):
 def poisoned(cell: Cell) -> data.Split:
     """What the cell's victim trains on: clean images, a user's file or a poison made now, in part, with label noise."""
     clean, _ = splits(cell)
+    same = {"seed": 0, "share": 1.0, "label_noise": 0.0, "architecture": "", "defense": "", "probes": ()}
+    whole = _whole(replace(cell, **same, recipe=train.Recipe(), sal=Sal()))
+    return relabelled(mixed(clean, whole, cell.share), cell.target, cell.label_noise)
+
+
+@lru_cache(maxsize=8)
+def _whole(cell: Cell) -> data.Split:
+    """All images poisoned, kept for cells that differ in what the poison does not depend on."""
+    clean, _ = splits(cell)
     if cell.poison is not None:
-        images = data.read_poison(cell.poison, clean)
-    elif cell.method == CLEAN:
-        images = clean
-    else:
-        images = poisons.make(
-            cell.method, clean, eps=cell.eps, seed=cell.poison_seed, device=models.device(), target=cell.target,
-            recipe=cell.poison_recipe,
-        )  # fmt: skip
-    return relabelled(mixed(clean, images, cell.share), cell.target, cell.label_noise)
+        return data.read_poison(cell.poison, clean)
+    if cell.method == CLEAN:
+        return clean
+    return poisons.make(
+        cell.method, clean, eps=cell.eps, seed=cell.poison_seed, device=models.device(), target=cell.target,
+        recipe=cell.poison_recipe,
+    )  # fmt: skip
 
 
 def mixed(clean: data.Split, poison: data.Split, share: float) -> data.Split:
@@ -148,7 +152,7 @@ def run(
     images = poisoned(cell) if images is None else images
     where = models.device()
     model = models.make(
-        cell.architecture, channels=clean.images.shape[1], classes=data.SOURCES[cell.dataset].classes,
+        cell.architecture, channels=clean.images.shape[1], classes=data.classes(clean, test),
         size=clean.images.shape[-1], seed=cell.seed,
     )  # fmt: skip
     history = train.History()
@@ -219,30 +223,6 @@ def _configuration(cell: Cell, images: data.Split, test: data.Split, where: torc
     contents = {"train": images.digest(), "test": test.digest(), "train_images": len(images), "test_images": len(test)}
     machine = {"device": where.type, "threads": 1 if where.type == "cpu" else torch.get_num_threads()}
     return {"config": settings, "data": contents, "machine": machine, "versions": records.versions()}
-
-
-def run_all(
-    chosen: list[Cell], images: data.Split | None = None, *, jobs: int | None = None,
-    also: Mapping[str, Sal] = MappingProxyType({}), at_end: AtEnd | None = None,
-) -> list[dict]:  # fmt: skip
-    """Records of all cells in order; on the CPU in `jobs` processes (default: one a core), each with one thread.
-
-    images: what all of them train on; by default each makes its own, or all share one if they differ in seed only.
-    """
-    if images is None and len({replace(cell, seed=0) for cell in chosen}) == 1:
-        images = poisoned(chosen[0])
-    if models.device().type == "cuda":
-        jobs = 1
-    jobs = min(jobs or os.cpu_count() or 1, len(chosen))
-    label, options = f"{chosen[0].dataset} {chosen[0].method}", {"also": dict(also), "at_end": at_end}
-    if jobs == 1:
-        return list(records.progress((run(cell, images, **options) for cell in chosen), label, len(chosen)))
-    with joblib.Parallel(n_jobs=jobs, return_as="generator") as parallel:
-        found = parallel(joblib.delayed(run)(cell, images, **options) for cell in chosen)
-        found = list(records.progress(found, label, len(chosen)))
-    # Workers that idle on would be interrupted with the kernel and write tracebacks.
-    get_reusable_executor().shutdown(wait=True)
-    return found
 
 
 def clean_twin(chosen: list[Cell]) -> list[Cell]:

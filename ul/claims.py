@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from . import tables
+from . import axes, tables
 from .config import InputError, existing, located
 from .stats import Interval
 
@@ -67,12 +67,13 @@ def all_of(verdicts: dict[str, str], wanted: list[str]) -> str:
 
 
 def verdicts(
-    frame: pd.DataFrame, floor: float, protection: pd.DataFrame | None = None, paths: pd.DataFrame | None = None
-) -> pd.DataFrame:
+    frame: pd.DataFrame, floor: float, protection: pd.DataFrame | None = None, paths: pd.DataFrame | None = None,
+    defended: pd.DataFrame | None = None, compared: pd.DataFrame | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Rows claim, text, source, rule, measured, interval, n, verdict for one block of the benchmark.
 
     protection: `cross_tables.protection`, if the cross-task study was run; paths: `convergence_tables.evidence` of all
-    convergence studies, if any was run.
+    convergence studies, if any was run; defended: `axes.defense_gains`; compared: `axes.stronger`.
     """
     measured = {
         **({} if protection is None else {"C1": _crossed(protection)}),
@@ -80,6 +81,8 @@ def verdicts(
         "C3": _per_method(frame, ["em", "ops", "ar"], ["tap"], against=tables.NOISE, floor=floor),
         "C4": _ranks(frame),
         "C5": _per_method(frame, ["em", "ops", "ar", "lsp"], ["tap"], against=tables.CLEAN, floor=floor),
+        **({} if defended is None or defended.empty else {"C6": _defended(defended)}),
+        **({} if compared is None or compared.empty else {"C7": _stronger(compared)}),
     }
     empty = {"measured": "", "interval": "", "n": 0, "verdict": NOT_TESTED}
     rows = [
@@ -190,6 +193,57 @@ def _partly(row) -> str:
         "moved": side(Interval(row.recovered, row.recovered_low, row.recovered_high, row.n), REGAINED, above=True),
     }
     return all_of(parts, list(parts))
+
+
+def _interval(row, name: str) -> Interval:
+    return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row["n"]))
+
+
+def _listed(rows: pd.DataFrame, label: str, name: str) -> dict[str, str]:
+    """The cells measured and interval for one value a row."""
+    return {
+        "measured": "; ".join(f"{row[label]} {row[name]:.2f}" for _, row in rows.iterrows()),
+        "interval": "; ".join(
+            f"{row[label]} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]" for _, row in rows.iterrows()
+        ),
+        "n": int(rows["n"].min()),
+    }
+
+
+JPEG = "jpeg"
+
+
+def _first_of(table: pd.DataFrame, place: list[str]) -> pd.DataFrame:
+    """The rows of the first place: a verdict is about one."""
+    return table[(table[place] == table[place].iloc[0]).all(axis=1)]
+
+
+def _defended(gains: pd.DataFrame) -> dict:
+    """C6: JPEG's mean gain of UD lies above 0 and, paired by seed, above each other defense's."""
+    gains = _first_of(gains, ["dataset", "architecture"])
+    own, others = gains[gains["defense"] == JPEG], gains[gains["defense"] != JPEG]
+    listed = _listed(gains, "defense", "gain")
+    listed["measured"] = (
+        f"{gains['dataset'].iloc[0]}, mean gain of log UD over {gains['methods'].iloc[0]} poisons: {listed['measured']}"
+    )
+    if own.empty or others.empty:
+        return listed | {"verdict": NOT_TESTED}
+    parts = {"gain": side(_interval(own.iloc[0], "gain"), 0, above=True)}
+    parts |= {row["defense"]: side(_interval(row, "jpeg_more"), 0, above=True) for _, row in others.iterrows()}
+    return listed | {"verdict": all_of(parts, list(parts))}
+
+
+def _stronger(compared: pd.DataFrame) -> dict:
+    """C7: log UD of the transformer minus the largest of the CNNs', pooled and method by method."""
+    compared = _first_of(compared, ["dataset", "transformer"])
+    pooled, single = (compared[(compared["method"] == axes.POOLED) == which] for which in (True, False))
+    more = (single["more"] > 0).mean()
+    verdict = side(_interval(pooled.iloc[0], "more"), 0, above=True)
+    listed = _listed(compared, "method", "more")
+    first = compared.iloc[0]
+    what = f"{first['dataset']}, log UD of {first['transformer']} minus the largest of the CNNs'"
+    listed["measured"] = f"{what}: {listed['measured']}"
+    return listed | {"verdict": UNDECIDED if verdict == HOLDS and more < 0.5 else verdict}
 
 
 def folder(path: str) -> pd.DataFrame:

@@ -1,20 +1,17 @@
 """The convergence study: clean and poisoned runs from the same start in the same batch order, and interventions."""
 
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 
-import joblib
 import numpy as np
 import torch
-from joblib.externals.loky import get_reusable_executor
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import vector_to_parameters
 
-from . import benchmark, data, defenses, landscape, metrics, models, paths, perturb, records, scores, train
+from . import benchmark, data, defenses, landscape, metrics, models, paths, perturb, processes, records, scores, train
 from .benchmark import CLEAN
 from .config import InputError, at_least, choose, within
 from .paths import Path
@@ -115,7 +112,7 @@ def sets(chosen: Sequence[Cell]) -> dict[str, Sets]:
 
 def network(cell: Cell, given: Sets) -> nn.Module:
     """The network before training: the same for every condition and seed of a study."""
-    classes = data.SOURCES[cell.run.dataset].classes
+    classes = data.classes(given.own, given.test)
     channels, size = given.own.images.shape[1], given.own.images.shape[-1]
     if given.features is None:
         return models.make(cell.run.architecture, channels=channels, classes=classes, size=size, seed=cell.start)
@@ -154,7 +151,7 @@ def follow(cell: Cell, given: Sets, keep: np.ndarray | None = None) -> Run:
         steps = run.recipe.epochs * -(-len(own) // run.recipe.batch_size)
         look(0, model)
         still = nullcontext() if keep is None else paths.held(model, torch.as_tensor(keep))
-        with still, paths.recorded(model, max(1, steps // cell.points)) as path:
+        with still, paths.recorded(model, max(1, -(-steps // cell.points))) as path:
             train.fit(
                 model, own, None, recipe=run.recipe, defense=defenses.make("none"), seed=run.seed,
                 device=where, target=run.target, on_epoch=look, history=history,
@@ -221,20 +218,11 @@ def run_all(
     chosen: Sequence[Cell],
     given: Mapping[str, Sets],
     keep: Sequence[np.ndarray] | None = None,
-    *,
-    jobs: int | None = None,
 ) -> list[Run]:
-    """All cells in order; on the CPU in `jobs` processes (default: one a core), each with one thread."""
+    """All cells in order; on the CPU in processes, one a core, each with one thread."""
     masks = [None] * len(chosen) if keep is None else keep
     work = [(cell, given[cell.run.method], mask) for cell, mask in zip(chosen, masks, strict=True)]
-    jobs = 1 if models.device().type == "cuda" else min(jobs or os.cpu_count() or 1, len(work))
-    label = f"{chosen[0].run.dataset} paths"
-    if jobs == 1:
-        return list(records.progress((follow(*w) for w in work), label, len(work)))
-    with joblib.Parallel(n_jobs=jobs, return_as="generator") as parallel:
-        found = list(records.progress(parallel(joblib.delayed(follow)(*w) for w in work), label, len(work)))
-    get_reusable_executor().shutdown(wait=True)  # idle workers would be interrupted with the kernel
-    return found
+    return processes.each(follow, work, f"{chosen[0].run.dataset} paths")
 
 
 def save(runs: Sequence[Run], path: str | None) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from . import convergence, critical, stats
+from . import convergence, critical, tables
 from .benchmark import CLEAN
 from .convergence import Cell, Chosen, Run, Sets
 
@@ -35,7 +35,7 @@ def moments(runs: Sequence[Run]) -> pd.DataFrame:
         then, end = table["test_accuracy"][when], table["test_accuracy"].iloc[-1]
         row = {"converged": when, "accuracy_then": then, "accuracy_end": end, "later": end - then}
         rows.append({"method": run.method} | row | {"walked_after": _walked_after(run, when / table.index[-1])})
-    return _over_seeds(pd.DataFrame(rows), ["method"])
+    return tables.over_seeds(pd.DataFrame(rows), ["method"])
 
 
 def _walked_after(run: Run, share: float) -> float:
@@ -43,23 +43,6 @@ def _walked_after(run: Run, share: float) -> float:
     lengths = run.path.weights.diff(dim=0).norm(dim=1).numpy()
     later = np.array(run.path.steps[1:]) > share * run.path.steps[-1]
     return float(lengths[later].sum() / max(lengths.sum(), 1e-30))
-
-
-def _over_seeds(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Mean and t-interval of every other column over the rows of a group, and n."""
-    found = []
-    for key, part in frame.groupby(keys, sort=False):
-        row = dict(zip(keys, key, strict=True)) | {"n": len(part)}
-        for column in part.columns.drop(keys):
-            row |= _student(part[column]).columns(column)
-        found.append(row)
-    return pd.DataFrame(found)
-
-
-def _student(values: pd.Series) -> stats.Interval:
-    if np.isfinite(values).all():
-        return stats.student(values)
-    return stats.Interval(*[float("nan")] * 3, n=len(values))
 
 
 # ---- Which parameters ----------------------------------------------------------------------------------------------
@@ -86,7 +69,7 @@ def possible(runs: Sequence[Run]) -> pd.DataFrame:
         {"method": r.method, "possible": critical.possible(r.path.weights.numpy(), others)}
         for r, others in _others(runs)
     ]
-    return _over_seeds(pd.DataFrame(rows), ["method"])
+    return tables.over_seeds(pd.DataFrame(rows), ["method"])
 
 
 def shares(found: Mapping[tuple[str, int], np.ndarray], owners: np.ndarray) -> pd.DataFrame:
@@ -101,7 +84,7 @@ def shares(found: Mapping[tuple[str, int], np.ndarray], owners: np.ndarray) -> p
             share, null = mask[at].mean(), found[CLEAN, seed][at].mean()
             row = {"method": method, "layer": str(layer), "weights": int(at.sum())}
             rows.append(row | {"share": share, "beyond": share - null})
-    return _over_seeds(pd.DataFrame(rows), ["method", "layer", "weights"])
+    return tables.over_seeds(pd.DataFrame(rows), ["method", "layer", "weights"])
 
 
 def concentration(runs: Sequence[Run]) -> pd.DataFrame:
@@ -112,7 +95,7 @@ def concentration(runs: Sequence[Run]) -> pd.DataFrame:
     distance.
     """
     rows = [{"method": m, "gini": critical.gini(gap), "top": _top(gap)} for (m, _), gap in distances(runs).items()]
-    return _over_seeds(pd.DataFrame(rows), ["method"])
+    return tables.over_seeds(pd.DataFrame(rows), ["method"])
 
 
 def distances(runs: Sequence[Run]) -> dict[tuple[str, int], np.ndarray]:
@@ -189,7 +172,7 @@ def _recovered(table: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:
     """`interventions` over seeds: method, do, moved, n; weights, accuracy and recovered with t-intervals."""
-    return _over_seeds(table.drop(columns="seed"), ["method", "do", "moved"])
+    return tables.over_seeds(table.drop(columns="seed"), ["method", "do", "moved"])
 
 
 def evidence(

@@ -1,12 +1,11 @@
 """Tables of the cross-task study: scores, protection by task, Δ_m, and what SAL and gradients say about task pairs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
-from . import stats, tasks, ud
+from . import stats, tables, tasks, ud
 from .config import InputError
 from .tables import CLEAN, NOISE
 
@@ -50,10 +49,10 @@ def protection(frame: pd.DataFrame, target: str) -> pd.DataFrame:
         learnt = np.sign(gap) == (1 if tasks.NAMES[task].higher else -1)
         shares = (clean - own) / gap if learnt.all() else np.full(len(own), np.nan)
         kept[regime, method, task] = shares
-        row |= _student(shares).columns("protection") | {"p": stats.p_value(shares)}
+        row |= stats.student_or_nan(shares).columns("protection") | {"p": stats.p_value(shares)}
         rows.append(row)
     for row in rows:
-        row |= _student(_beyond(kept, row)).columns("beyond_noise")
+        row |= stats.student_or_nan(_beyond(kept, row)).columns("beyond_noise")
     found = pd.DataFrame(rows)
     found["p_holm"] = found.groupby("regime")["p"].transform(stats.holm)
     return found
@@ -83,12 +82,6 @@ def _beyond(shares: Mapping[tuple, np.ndarray], row: Mapping) -> np.ndarray:
     return own - noise if noise is not None and len(noise) == len(own) else np.full(len(own), np.nan)
 
 
-def _student(values: np.ndarray) -> stats.Interval:
-    if np.isfinite(values).all():
-        return stats.student(values)
-    return stats.Interval(*[float("nan")] * 3, n=len(values))
-
-
 def _paired(frame: pd.DataFrame) -> Iterator[tuple]:
     """(regime, method, task, values, clean's, uninformed's) of all conditions but clean, arrays over the same seeds."""
     wide = frame.pivot(index="seed", columns=["regime", "method", "task"], values="value")
@@ -108,18 +101,14 @@ def delta_m(frame: pd.DataFrame) -> pd.DataFrame:
     Negative: worse; nan where clean training scores 0. The sign of a task whose metric is an error is turned
     (Vandenhende et al., TPAMI 2021, eq. 9).
     """
-    rows = []
+    changes = {}
     for regime, method, task, own, clean, _ in _paired(frame):
         sign = 1 if tasks.NAMES[task].higher else -1
-        rows += [
-            {"regime": regime, "method": method, "seed": i, "change": 100 * sign * c}
-            for i, c in enumerate(np.divide(own - clean, clean, out=np.full(len(own), np.nan), where=clean != 0))
-        ]
-    changes = pd.DataFrame(rows).groupby(["regime", "method", "seed"], sort=False)["change"]
-    changes = changes.agg(lambda v: v.mean(skipna=False))
+        change = np.divide(own - clean, clean, out=np.full(len(own), np.nan), where=clean != 0)
+        changes.setdefault((regime, method), []).append(100 * sign * change)
     return pd.DataFrame([
-        {"regime": r, "method": m, "n": len(v)} | _student(v).columns("delta_m")
-        for (r, m), v in changes.groupby(level=["regime", "method"], sort=False)
+        {"regime": r, "method": m, "n": len(parts[0])} | stats.student_or_nan(np.mean(parts, 0)).columns("delta_m")
+        for (r, m), parts in changes.items()
     ])  # fmt: skip
 
 
@@ -158,15 +147,11 @@ def alike(runs: Sequence[dict]) -> pd.DataFrame:
     rows = []
     for run in runs:
         last = run["probes"][-1]
-        gradients = {(c["task"], c["other"]): c["cosine"] for c in last["conflict"]}
-        for a, b in combinations([t for t in last["sal"] if t != JOINT], 2):
-            pair = {"method": run["config"]["method"], "task": a, "other": b}
-            rows.append(pair | {"sal": _cosine(last["sal"][a], last["sal"][b]), "gradient": gradients[a, b]})
-    return pd.DataFrame([
-        dict(zip(("method", "task", "other"), key, strict=True)) | {"n": len(part)}
-        | stats.student(part["sal"]).columns("sal") | stats.student(part["gradient"]).columns("gradient")
-        for key, part in pd.DataFrame(rows).groupby(["method", "task", "other"], sort=False)
-    ])  # fmt: skip
+        for pair in last["conflict"]:
+            sal = _cosine(*(last["sal"][pair[name]] for name in ("task", "other")))
+            named = {"method": run["config"]["method"], "task": pair["task"], "other": pair["other"]}
+            rows.append(named | {"sal": sal, "gradient": pair["cosine"]})
+    return tables.over_seeds(pd.DataFrame(rows), ["method", "task", "other"])
 
 
 def _cosine(a: Sequence[float], b: Sequence[float]) -> float:

@@ -1,14 +1,11 @@
 """The cross-task experiment: networks trained on one condition, together, one by one and on a frozen encoder."""
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
-import joblib
 import torch
-from joblib.externals.loky import get_reusable_executor
 from torch import Generator
 
 from . import (
@@ -20,6 +17,7 @@ from . import (
     multitask,
     perturb,
     poisons,
+    processes,
     records,
     tasks,
     taskwise,
@@ -250,17 +248,10 @@ def run_all(chosen: Sequence[Cell], *, jobs: int | None = None, views: int = 0) 
 
     The cells belong to one study: they differ in method, recipe and seed alone.
     """
-    first = {cell.method: cell for cell in reversed(chosen)}
+    first = {cell.method: cell for cell in chosen}
     made = {method: Sets(poisoned(cell), *parts(cell)) for method, cell in first.items()}
     work = [(cell, made[cell.method]) for cell in chosen]
-    jobs = 1 if models.device().type == "cuda" else min(jobs or os.cpu_count() or 1, len(chosen))
-    label = f"{chosen[0].dataset} cross-task"
-    if jobs == 1:
-        return list(records.progress((run(*w, views=views) for w in work), label, len(work)))
-    with joblib.Parallel(n_jobs=jobs, return_as="generator") as parallel:
-        found = list(records.progress(parallel(joblib.delayed(run)(*w, views=views) for w in work), label, len(work)))
-    get_reusable_executor().shutdown(wait=True)  # idle workers would be interrupted with the kernel
-    return found
+    return processes.each(partial(run, views=views), work, f"{chosen[0].dataset} cross-task", jobs=jobs)
 
 
 def save(runs: Sequence[dict], path: str | None) -> None:

@@ -136,6 +136,22 @@ def scatter(ax: Axes, frame, *, x: str, y: str, labels: tuple[str, str]) -> Axes
     return ax
 
 
+def bumps(ax: Axes, values, *, label: str) -> Axes:
+    """How the order of methods changes from one column to the next: rank 1 has the largest value.
+
+    values: DataFrame, a row a method, a column a place (a defense, an architecture); nan: no value there.
+    """
+    places, ranks = np.arange(values.shape[1]), values.rank(ascending=False)
+    for method, row in ranks.iterrows():
+        known = row.notna().to_numpy()
+        ax.plot(places[known], row[known], "o-", color=colour(method), markersize=5)
+        ax.annotate(method, (places[known][-1], row[known].iloc[-1]), xytext=(6, -3), textcoords="offset points")
+    ax.set(xticks=places, xticklabels=values.columns, yticks=np.arange(1, len(values) + 1), title=label)
+    ax.set(ylabel="rank by UD (1: the largest)", xlim=(-0.2, places[-1] + 0.6))
+    ax.invert_yaxis()
+    return ax
+
+
 def rankings(values, table) -> Figure:
     """How choices place methods: one row a choice, by name and in order.
 
@@ -159,13 +175,16 @@ def rankings(values, table) -> Figure:
     return figure
 
 
-def curves(ax: Axes, lines: dict[str, np.ndarray], *, ylabel: str) -> Axes:
-    """float[seeds, epochs] a method: mean over seeds with the range as a band."""
+def curves(
+    ax: Axes, lines: dict[str, np.ndarray], *, ylabel: str, epochs: Sequence[int] | None = None, band: bool = True
+) -> Axes:
+    """float[seeds, epochs] a method: mean over seeds, with the range as a band; epochs: from 1 unless told."""
     for name, values in lines.items():
         values = np.atleast_2d(values)
-        epochs = np.arange(1, values.shape[1] + 1)
-        ax.plot(epochs, values.mean(0), color=colour(name), label=f"{name} (n={len(values)})")
-        ax.fill_between(epochs, values.min(0), values.max(0), color=colour(name), alpha=0.2, linewidth=0)
+        at = np.arange(1, values.shape[1] + 1) if epochs is None else epochs
+        ax.plot(at, values.mean(0), color=colour(name), label=f"{name} (n={len(values)})", marker="" if band else "o")
+        if band:
+            ax.fill_between(at, values.min(0), values.max(0), color=colour(name), alpha=0.2, linewidth=0)
     ax.set(xlabel="epoch", ylabel=ylabel)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)  # above the axes: inside it would lie on some line
     return ax

@@ -1,18 +1,15 @@
 """Flat minima: what sharpness-aware minimisation calls flat and what SAL calls unlearnable, on the same networks."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import joblib
 import numpy as np
 import pandas as pd
 import torch
-from joblib.externals.loky import get_reusable_executor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import benchmark, convergence, landscape, metrics, models, sal, stats, train, ud
+from . import benchmark, convergence, landscape, metrics, models, processes, sal, tables, train, ud
 from .benchmark import CLEAN
 from .config import InputError
 from .convergence import Cell, Sets
@@ -53,12 +50,10 @@ def measure(cells: Sequence[Cell], given: Mapping[str, Sets], radii: Sequence[fl
     (nats); ud: layers above the threshold of the clean SGD run of that seed over that run's, at the last epoch.
     """
     rows, layers = [], {}
-    jobs = 1 if models.device().type == "cuda" else os.cpu_count()
-    work = [joblib.delayed(_measured)(cell, given, radius) for cell in cells for radius in radii]
-    for row, values in joblib.Parallel(n_jobs=jobs)(work):
+    work = [(cell, given, radius) for cell in cells for radius in radii]
+    for row, values in processes.each(_measured, work, f"{cells[0].run.dataset} flatness"):
         rows.append(row)
         layers[row["method"], row["seed"], row["sam"]] = values
-    get_reusable_executor().shutdown(wait=True)  # idle workers would be interrupted with the kernel
     for row in rows:
         clean = layers[CLEAN, row["seed"], radii[0]]
         row["ud"] = ud.distance(layers[row["method"], row["seed"], row["sam"]][None], clean[None])
@@ -92,10 +87,4 @@ def _trained(cell: Cell, given: Mapping[str, Sets], radius: float, where: torch.
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Means over seeds with t-intervals: a row a method and radius."""
-    rows = []
-    for (method, radius), part in table.groupby(["method", "sam"], sort=False):
-        row = {"method": method, "sam": radius, "n": len(part)}
-        for column in part.columns.drop(["method", "sam", "seed"]):
-            row |= stats.student(part[column]).columns(column)
-        rows.append(row)
-    return pd.DataFrame(rows)
+    return tables.over_seeds(table.drop(columns="seed"), ["method", "sam"])

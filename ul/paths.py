@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path as File
 
 import numpy as np
@@ -54,14 +53,14 @@ def recorded(model: nn.Module, every: int) -> Iterator[Path]:
 @contextmanager
 def held(model: nn.Module, chosen: Tensor) -> Iterator[None]:
     """The chosen parameters, bool[p], stay at their values of now, whatever optimisers do inside."""
-    start = vector(model)
-    spans = _spans(model)
-    masks = [chosen[span].view_as(p).to(p.device) for span, p in zip(spans, model.parameters(), strict=True)]
-    values = [start[span].view_as(p) for span, p in zip(spans, model.parameters(), strict=True)]
+    parameters = list(model.parameters())
+    parts = chosen.split([p.numel() for p in parameters])
+    masks = [part.view_as(p).to(p.device) for part, p in zip(parts, parameters, strict=True)]
+    values = [p.detach().clone() for p in parameters]
 
     def undo(*_) -> None:
         with torch.no_grad():
-            for p, mask, value in zip(model.parameters(), masks, values, strict=True):
+            for p, mask, value in zip(parameters, masks, values, strict=True):
                 p.copy_(torch.where(mask, value, p))
 
     handle = register_optimizer_step_post_hook(undo)
@@ -71,20 +70,10 @@ def held(model: nn.Module, chosen: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def _spans(model: nn.Module) -> list[slice]:
-    ends = np.cumsum([0, *(p.numel() for p in model.parameters())])
-    return [slice(a, b) for a, b in pairwise(ends)]
-
-
-def layers(model: nn.Module) -> list[str]:
-    """For each parameter tensor, in order, the name of the layer it belongs to."""
-    return [name.rpartition(".")[0] for name, _ in model.named_parameters()]
-
-
 def owners(model: nn.Module) -> np.ndarray:
     """For each of the p single parameters the name of its layer: str[p]."""
-    counts = [p.numel() for p in model.parameters()]
-    return np.repeat(layers(model), counts)
+    names = [name.rpartition(".")[0] for name, _ in model.named_parameters()]
+    return np.repeat(names, [p.numel() for p in model.parameters()])
 
 
 def save(paths: dict[str, Path], file: File | str) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -92,8 +93,9 @@ def progress(items: Iterable, label: str, total: int) -> Iterator:
 
 
 def _noted(items: Iterable, label: str, total: int) -> Iterator:
-    every = max(1, total // 10)
+    every, start = max(1, total // 10), time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
         if done % every == 0 or done == total:
-            note(f"{label}: {done}/{total}")
+            left = (time.monotonic() - start) / done * (total - done)
+            note(f"{label}: {done}/{total}" + (f", about {left:.0f} s left" if left else ""))

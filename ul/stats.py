@@ -39,6 +39,12 @@ def student(values: ArrayLike, *, level: float = 0.95) -> Interval:
     return Interval(float(v.mean()), float(v.mean() - half), float(v.mean() + half), len(v), level)
 
 
+def student_or_nan(values: ArrayLike) -> Interval:
+    """`student`, or nan throughout where a value is not finite."""
+    v = np.asarray(values, dtype=float)
+    return student(v) if np.isfinite(v).all() else Interval(*[float("nan")] * 3, n=len(v))
+
+
 def paired(
     a: ArrayLike, b: ArrayLike, *, log: bool = False, floor: float | None = None, level: float = 0.95
 ) -> Interval:

@@ -5,17 +5,32 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import records, stats, ud
+from . import published, records, stats, ud
 from .config import InputError, existing, located
 
 CLEAN, NOISE = "clean", "noise"
-BLOCK = ["dataset", "architecture", "defense"]
+BLOCK = ["dataset", "architecture", "defense", "epochs"]
+UNITS = ("ud_layers", "ud_weights", "ud_own")
 FEWEST_METHODS = 6  # a rank correlation over fewer methods decides nothing
 
 
-def load(folder: Path | str, conditions: list[str]) -> list[dict]:
-    """All runs of the named conditions, `<folder>/<condition>.json` each, in order. Raises InputError if one lacks."""
-    return [run for name in conditions for run in records.load(located(folder) / f"{name}.json")["runs"]]
+def load(folder: Path | str, settings: list[str]) -> list[dict]:
+    """All runs of the named settings, `<folder>/<setting>.json` each, in order, a run that two of them hold once.
+
+    Raises InputError if a file lacks, or if two files hold different runs of one key.
+    """
+    found = {}
+    for name in settings:
+        for run in records.load(located(folder) / f"{name}.json")["runs"]:
+            if found.setdefault(key(run), run)["config"] != run["config"]:
+                what = " ".join(map(str, key(run)))
+                raise InputError(f"{name}.json: {what} differs from another setting's; give them equal settings")
+    return list(found.values())
+
+
+def of(runs: list[dict], **wanted) -> list[dict]:
+    """The runs whose configuration has these values, for example method="lsp", defense="none"."""
+    return [run for run in runs if all(run["config"][name] == value for name, value in wanted.items())]
 
 
 def sal_matrix(run: dict, value: str = "sal") -> np.ndarray:
@@ -51,32 +66,42 @@ def floor(runs: list[dict]) -> float:
     return 0.5 / sal_matrix(runs[0]).size
 
 
+def floors(runs: list[dict]) -> dict[tuple[str, str], float]:
+    """`floor` by (data set, architecture)."""
+    return {key(run)[:2]: floor([run]) for run in runs}
+
+
 def key(run: dict) -> tuple:
-    """(dataset, architecture, defense, method, seed) of a run."""
+    """(dataset, architecture, defense, epochs, method, seed) of a run."""
     config = run["config"]
-    return (*(config[name] for name in BLOCK), config["method"], config["seed"])
+    named = [config[name] for name in ("dataset", "architecture", "defense")]
+    return (*named, config["recipe"]["epochs"], config["method"], config["seed"])
 
 
 def benchmark(runs: list[dict]) -> pd.DataFrame:
-    """One row a run: BLOCK, method, seed, test_accuracy (0..1), ud_layers, ud_weights.
+    """One row a run: BLOCK, method, seed, test_accuracy (0..1), ud_layers, ud_weights, ud_own, comparable.
 
-    UD is against the clean run of the same data, architecture and seed without a defense. Raises ValueError if that
-    run is missing.
+    UD is against the clean run of the same data, architecture, epochs and seed without a defense; ud_own, in layers,
+    against the clean run under the same defense (nan without one); comparable: by `published.comparable`. Raises
+    ValueError if the clean run without a defense is missing.
     """
     clean = {key(run): run for run in runs if run["config"]["method"] == CLEAN}
     rows = []
     for run in runs:
-        dataset, architecture, *_, seed = key(run)
-        twin = clean.get((dataset, architecture, "none", CLEAN, seed))
+        dataset, architecture, defense, epochs, _, seed = key(run)
+        twin, own = (clean.get((dataset, architecture, d, epochs, CLEAN, seed)) for d in ("none", defense))
         if twin is None:
-            raise ValueError(f"no clean run of {dataset}, {architecture}, seed {seed}; train it for UD to have a base")
-        rows.append([*key(run), run["history"]["test_accuracy"][-1], *_distances(run, twin)])
-    return pd.DataFrame(rows, columns=[*BLOCK, "method", "seed", "test_accuracy", "ud_layers", "ud_weights"])
+            place = f"{dataset}, {architecture}, {epochs} epochs, seed {seed}"
+            raise ValueError(f"no clean run of {place}; train it for UD to have a base")
+        whole = published.comparable(run["config"])
+        rows.append([*key(run), run["history"]["test_accuracy"][-1], *_distances(run, twin, own), whole])
+    return pd.DataFrame(rows, columns=[*BLOCK, "method", "seed", "test_accuracy", *UNITS, "comparable"])
 
 
-def _distances(run: dict, twin: dict) -> tuple[float, float]:
+def _distances(run: dict, twin: dict, own: dict | None) -> tuple[float, float, float]:
     sal, clean = sal_matrix(run), sal_matrix(twin)
-    return ud.distance(sal, clean), ud.distance(sal, clean, weights=layer_weights(twin))
+    same = float("nan") if own is None else ud.distance(sal, sal_matrix(own))
+    return ud.distance(sal, clean), ud.distance(sal, clean, weights=layer_weights(twin)), same
 
 
 def compare(frame: pd.DataFrame, method: str, column: str, *, against: str = NOISE, **options) -> stats.Interval:
@@ -87,17 +112,23 @@ def compare(frame: pd.DataFrame, method: str, column: str, *, against: str = NOI
     return stats.paired(by_seed[method], by_seed[against], **options)
 
 
-def by_method(frame: pd.DataFrame, floors: dict[str, float]) -> pd.DataFrame:
+def by_method(frame: pd.DataFrame, floors: dict[tuple[str, str], float]) -> pd.DataFrame:
     """One row a block and method: mean accuracy, its paired difference to noise, geometric mean UD, intervals and n.
 
-    floors: UD's floor for each data set. p: two-sided t-test of log UD against 0 (UD = 1), Holm over the methods.
+    floors: UD's floor for each block (without epochs). p: two-sided t-test of log UD against 0 (UD = 1), Holm over the
+    methods. published_accuracy and published_ud: what others report for the very condition, nan where nobody does.
     """
     rows = [
-        dict(zip(BLOCK, block, strict=True)) | {"method": method} | _summary(part, method, floors[block[0]])
+        dict(zip(BLOCK, block, strict=True))
+        | {"method": method}
+        | _summary(part, method, floors[block[:2]])
+        | published.values(*block[:3], method, comparable=part.loc[part["method"] == method, "comparable"].all())
         for block, part in frame.groupby(BLOCK, sort=False)
         for method in part["method"].unique()
     ]
-    found = pd.DataFrame(rows)
+    found = pd.DataFrame(
+        rows, columns=None if rows else [*BLOCK, "method", "n", "test_accuracy", *UNITS, "p_ud_layers"]
+    )
     found["p_holm"] = found.groupby(BLOCK)["p_ud_layers"].transform(stats.holm)
     return found
 
@@ -105,10 +136,12 @@ def by_method(frame: pd.DataFrame, floors: dict[str, float]) -> pd.DataFrame:
 def _summary(part: pd.DataFrame, method: str, low: float) -> dict:
     accuracy = stats.student(part.loc[part["method"] == method, "test_accuracy"])
     out = {"n": accuracy.n} | accuracy.columns("test_accuracy")
-    out |= compare(part, method, "test_accuracy").columns("accuracy_minus_noise")
-    for unit in ("ud_layers", "ud_weights"):
+    if NOISE in set(part["method"]):
+        out |= compare(part, method, "test_accuracy").columns("accuracy_minus_noise")
+    for unit in UNITS:
         ratios = part.loc[part["method"] == method, unit]  # the division by the clean twin is done
-        out |= stats.paired(ratios, np.ones(len(ratios)), log=True, floor=low).columns(unit)
+        if ratios.notna().all():
+            out |= stats.paired(ratios, np.ones(len(ratios)), log=True, floor=low).columns(unit)
     logs = np.log(np.maximum(part.loc[part["method"] == method, "ud_layers"], low))
     return out | {"p_ud_layers": float("nan") if method == CLEAN else stats.p_value(logs)}
 
@@ -130,16 +163,38 @@ def rank_correlation(frame: pd.DataFrame, unit: str = "ud_layers") -> dict:
 
 
 def ranks(frame: pd.DataFrame) -> pd.DataFrame:
-    """`rank_correlation` of every block and unit as rows, with the verdict of the fixed rule (rho > .5)."""
-    rows = []
-    for block, part in frame.groupby(BLOCK, sort=False):
-        for unit in ("ud_layers", "ud_weights"):
-            found = rank_correlation(part, unit)
-            row = dict(zip(BLOCK, block, strict=True)) | {"unit": unit, "methods": found["methods"]}
-            interval = found["interval"]
-            row |= interval.columns("rho") | {"seeds": interval.n} if interval else {}
-            rows.append(row | {"rho_of_means": found["rho_of_means"], "p_exact": found["p"]})
-    return pd.DataFrame(rows)
+    """`rank_correlation` of every block and unit as rows; with several blocks also of all conditions together."""
+    parts = [(block, part) for block, part in frame.groupby(BLOCK, sort=False)]
+    if len(parts) > 1:
+        parts.append((("all",) * len(BLOCK), _together(frame)))
+    return pd.DataFrame([_rank_row(block, part, unit) for block, part in parts for unit in UNITS[:2]])
+
+
+def _together(frame: pd.DataFrame) -> pd.DataFrame:
+    """All blocks as one, each condition a method of its own; the seeds that all conditions have."""
+    names = frame[[*BLOCK, "method"]].astype(str).agg(" ".join, axis=1)
+    counts = names.groupby(frame["seed"]).nunique()
+    shared = frame["seed"].isin(counts[counts == names.nunique()].index)
+    return frame.assign(method=names)[shared & (frame["method"] != CLEAN)]
+
+
+def _rank_row(block: tuple, part: pd.DataFrame, unit: str) -> dict:
+    found = rank_correlation(part, unit)
+    row = dict(zip(BLOCK, block, strict=True)) | {"unit": unit, "methods": found["methods"]}
+    interval = found["interval"]
+    row |= interval.columns("rho") | {"seeds": interval.n} if interval else {}
+    return row | {"rho_of_means": found["rho_of_means"], "p_exact": found["p"]}
+
+
+def over_seeds(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """One row a group of `keys`: n, mean and t-interval of every other column over its rows; nan where one is nan."""
+    found = []
+    for key, part in frame.groupby(keys, sort=False):
+        row = dict(zip(keys, key, strict=True)) | {"n": len(part)}
+        for column in part.columns.drop(keys):
+            row |= stats.student_or_nan(part[column]).columns(column)
+        found.append(row)
+    return pd.DataFrame(found)
 
 
 def write(frame: pd.DataFrame, stem: Path | str, *, digits: int = 4) -> None:
@@ -171,8 +226,9 @@ def differences(a: Path | str, b: Path | str) -> list[str]:
     old, new = (_indexed(Path(folder) / name) for folder in (a, b))
     if list(old.index) != list(new.index):
         return [f"conditions differ: {sorted(set(old.index) ^ set(new.index))}"]
-    gaps = [(row, c, old.at[row, c], new.at[row, c]) for row in old.index for c in TOLERANCES]
-    return [f"{' '.join(row)} {c}: {x} and {y}" for row, c, x, y in gaps if not abs(x - y) <= TOLERANCES[c]]
+    shared = [c for c in TOLERANCES if c in old and c in new]
+    gaps = [(row, c, old.at[row, c], new.at[row, c]) for row in old.index for c in shared]
+    return [f"{' '.join(map(str, row))} {c}: {x} and {y}" for row, c, x, y in gaps if not abs(x - y) <= TOLERANCES[c]]
 
 
 def _indexed(path: Path) -> pd.DataFrame:
