@@ -26,6 +26,7 @@ data: setup  ## fetch data/ from the store inside the repository
 
 reproduce: setup  ## compute everything again: make reproduce [PROFILE=smoke]
 	dvc pull -q data.dvc
+	rm -rf build/$(PROFILE)/cells
 	dvc repro -f $(PIPELINE)
 
 figures: setup  ## redraw tables and figures of the benchmark from the committed records
@@ -48,5 +49,5 @@ recipes: setup data  ## reduced recipes beside published ones, once, on 500 imag
 notebooks: setup  ## open Jupyter
 	jupyter lab notebooks
 
-clean:  ## remove built files (build/ and logs/); keeps .venv, data/ and results/
-	rm -rf build logs
+clean:  ## remove built files (build/ and logs/); keeps .venv, results/, data/ and what was fetched into build/data/
+	rm -rf logs $(filter-out build/data,$(wildcard build/*))

@@ -1,7 +1,7 @@
 """`make bench`: what the main parts cost, against plain references in the same run, written to results/bench/.
 
 Times are wall-clock seconds on one thread; only the ratio is meant to be compared between machines. An argument
-names the group to measure (main, poisons, tasks, surfaces); the other rows stay.
+names the group to measure (main, training, poisons, tasks, surfaces); the other rows stay.
 """
 
 import datetime
@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pandas as pd
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests import plain
 from tests.imports import ROOT
@@ -53,6 +55,53 @@ def main_parts() -> list[list]:
     return found + handcrafted(clean)
 
 
+def training() -> list[list]:
+    """An epoch beside its bare passes, beside a data loader and beside the machine's matrix products; SAL's share."""
+    where = models.device()
+    name, count = ("resnet18", 10_000) if where.type == "cuda" else ("resnet8", 1120)
+    clean = data.load("rooms", "train", root=ROOT / "data", size=32, targets=("class_object",))
+    clean = clean.take(torch.arange(count) % len(clean))
+    model = models.make(name, channels=3, classes=10, size=32, seed=0).to(where, memory_format=torch.channels_last)
+    classes, size = clean.targets["class_object"], train.RECIPES[name].batch_size
+    x = perturb.to_float(clean.images.to(where)).contiguous(memory_format=torch.channels_last)
+    y = classes.to(where)
+    settings = {"defense": defenses.make("none"), "seed": 0, "device": where, "target": "class_object"}
+    recipe = replace(train.RECIPES[name], epochs=1)
+    ours = seconds(lambda: waited(train.fit, model, clean, None, recipe=recipe, **settings))
+    bare = seconds(lambda: waited(plain.plain_training, model.train(), x, y, batch_size=size))
+    loader = seconds(
+        lambda: waited(plain.plain_loader, model, clean.images, classes, batch_size=size, device=where), times=1
+    )
+    probe = seconds(lambda: waited(sal.per_layer, model, x[:128], y[:128], batch_size=64))
+    unit = f"epoch of {count:,} images"
+    return [
+        [f"training, {name}, beside bare forward, backward and step", unit, ours, bare],
+        [f"training, {name}, beside a data loader with crops image by image", unit, ours, loader],
+        [
+            f"training, {name}, beside matrix products of as many operations",
+            unit,
+            ours,
+            products(model, x[:32]) * count,
+        ],
+        [f"five SAL probes, {name}, 128 images, beside 20 epochs that they observe", "run", 5 * probe, 20 * ours],
+    ]
+
+
+def waited(action: Callable, *args, **options) -> None:
+    """Call, and wait for the device."""
+    action(*args, **options)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def products(model: nn.Module, x: torch.Tensor) -> float:
+    """Seconds that large float32 matrix products need for the operations of one image's forward and backward pass."""
+    with FlopCounterMode(display=False) as counter:
+        model(x).sum().backward()
+    a = torch.rand(2048, 2048, device=x.device)
+    return seconds(lambda: waited(torch.mm, a, a)) * counter.get_total_flops() / len(x) / (2 * 2048**3)
+
+
 def all_poisons() -> list[list]:
     clean = data.load("rooms", "train", root=ROOT / "data", size=32, targets=("class_object",))
     return [made(name, clean) for name in poisons.NAMES if not poisons.NAMES[name].tasks]
@@ -82,7 +131,13 @@ def surfaces() -> list[list]:
 
 
 # Rows what, unit, seconds, reference seconds.
-GROUPS = {"main": main_parts, "poisons": all_poisons, "tasks": several_tasks, "surfaces": surfaces}
+GROUPS = {
+    "main": main_parts,
+    "training": training,
+    "poisons": all_poisons,
+    "tasks": several_tasks,
+    "surfaces": surfaces,
+}
 
 
 def handcrafted(clean: data.Split) -> list[list]:

@@ -1,6 +1,7 @@
 """Where real data lies, and builders of tiny data folders that share no code with `ul`."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,21 @@ def planted_rooms(root: Path) -> None:
     """A `rooms` folder with one view in the first building of each part."""
     for number, buildings in enumerate(rooms.BUILDINGS.values()):
         plant(root / "rooms", (buildings[0], 0, 0), view_arrays(number))
+
+
+def real_views(shared: Path, root: Path) -> None:
+    """A `taskonomy` folder of the twelve real views with depth, as two buildings, under made-up scenes."""
+    views = sorted(p.name for p in (shared / "taskonomy-sample" / "depth_euclidean" / "sample").glob("*.png"))
+    for place, name in enumerate(views):
+        building = "hanson" if place < 8 else "ihlen"
+        for domain in ("rgb", "depth_euclidean"):
+            folder = root / "taskonomy" / domain / building
+            folder.mkdir(parents=True, exist_ok=True)
+            file = name.replace("depth_euclidean", domain)
+            shutil.copy(shared / "taskonomy-sample" / domain / "sample" / file, folder / file)
+        point, view = name.partition("_domain_")[0].split("_")[1::2]
+        scene = {"class_scene": one_hot(43 + place % 2, 365)}
+        plant(root / "taskonomy", (building, int(point), int(view)), scene, level="")
 
 
 def write_cifar(folder: Path, *, per_file: int = 4, seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:

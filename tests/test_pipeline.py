@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from tests.imports import ROOT
 
 SMOKE = "profiles/smoke/dvc.yaml"
-STAGE = f"{SMOKE}:sal@rooms-lsp"
+STAGE = f"{SMOKE}:sal@rooms"
 pytestmark = pytest.mark.slow
 
 
@@ -46,8 +47,11 @@ def contents(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """What is committed and what is changed in the working tree, as a repository of its own, with the smoke run."""
-    target = tmp_path_factory.mktemp("smoke") / "clone"
+    return cloned(tmp_path_factory.mktemp("smoke") / "clone")
+
+
+def cloned(target: Path) -> Path:
+    """What is committed and what is changed in the working tree, as a repository of its own with its data."""
     names = git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
     for name in filter(None, names):
         if (ROOT / name).is_symlink() or (ROOT / name).exists():
@@ -68,11 +72,18 @@ def ran(clone) -> Path:
     return clone
 
 
+def trained_in(clone: Path, stem: str) -> set[str]:
+    """Which runs the logs of one notebook name, without what they came to."""
+    logs = [log for log in (clone / "logs").glob("*.log") if stem in log.name]
+    lines = [line for log in logs for line in log.read_text().splitlines()]
+    return {line.partition(":")[0] for line in lines if line.startswith("trained ")}
+
+
 def test_smoke_trains_every_run_and_is_up_to_date_afterwards(ran):
-    lines = [(log, line) for log in (ran / "logs").glob("*.log") for line in log.read_text().splitlines()]
-    trained = {(log.name, *line.split()[1:7]) for log, line in lines if line.startswith("trained ")}
-    study = {name for name in trained if "06_validation" in name[0]}
-    assert study and len(trained - study) == (4 + 3) * 2 + 3, trained  # bare, jpeg, two seeds; a victim of each poison
+    trained = {stem: trained_in(ran, stem) for stem in ("01_poison", "04_sal", "06_validation")}
+    assert len(trained["01_poison"]) == 3 and trained["06_validation"]
+    # Bare, jpeg and transformer, two seeds each; the twins of jpeg are those of bare.
+    assert len(trained["04_sal"]) == (4 + 2 + 2) * 2, trained
     again = dvc(ran, "repro", SMOKE)
     assert again.returncode == 0 and "up to date" in again.stdout
     assert dvc(ran, "status", SMOKE, "data.dvc").stdout.strip() == "Data and pipelines are up to date."
@@ -93,25 +104,51 @@ def test_committed_smoke_results_are_those_of_this_code(ran):
         assert [run["data"]["test"] for run in old] == [run["data"]["test"] for run in new]
 
 
-def test_a_killed_stage_leaves_nothing_half_written_and_reruns_to_the_same_bytes(ran):
+def test_a_stage_killed_three_times_leaves_nothing_half_written_and_ends_in_the_same_bytes(ran):
     before = contents(ran / "results" / "smoke") | contents(ran / "build" / "smoke")
-    log = ran / "logs" / "results-smoke-notebooks-04_sal-rooms-lsp.log"
-    log.unlink()
+    shutil.rmtree(ran / "build" / "smoke" / "cells")
+    log = ran / "logs" / "results-smoke-notebooks-04_sal-rooms.log"
+    moments = random.Random(0)
+    for _ in range(3):
+        log.unlink(missing_ok=True)
+        killed(ran, log, after=moments.uniform(3, 12))  # the kernel is up and importing or training
+        after = contents(ran / "results" / "smoke") | contents(ran / "build" / "smoke")
+        assert set(after) < set(before) and all(before[name] == digest for name, digest in after.items())
+    rerun = dvc(ran, "repro", SMOKE)
+    assert rerun.returncode == 0, rerun.stderr[-3000:]
+    found = contents(ran / "results" / "smoke") | contents(ran / "build" / "smoke")
+    assert found == {name: digest for name, digest in before.items() if name in found or "cells" not in name}
+
+
+def killed(clone: Path, log: Path, *, after: float) -> None:
+    """Start the stage and kill it, so many seconds after its log appears."""
     process = subprocess.Popen(
-        command("repro", "-f", "-s", STAGE), cwd=ran, env=environment(ran), start_new_session=True,
+        command("repro", "-f", "-s", STAGE), cwd=clone, env=environment(clone), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while not log.exists():
         assert process.poll() is None
         time.sleep(0.2)
-    time.sleep(4)  # the kernel is up and importing or training
+    time.sleep(after)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    after = contents(ran / "results" / "smoke") | contents(ran / "build" / "smoke")
-    assert set(after) < set(before) and all(before[name] == digest for name, digest in after.items())
-    rerun = dvc(ran, "repro", SMOKE)
-    assert rerun.returncode == 0, rerun.stderr[-3000:]
-    assert contents(ran / "results" / "smoke") | contents(ran / "build" / "smoke") == before
+
+
+def test_stage_commands_run_beside_one_another_without_dvc_and_are_committed(ran):
+    """The README's recipe for a job array."""
+    before, names = contents(ran / "results" / "smoke"), ["rooms-jpeg", "rooms-vit_tiny"]
+    stages = [f"{SMOKE}:sal@{name}" for name in names]
+    dry = [dvc(ran, "repro", "-s", "-f", "--dry", stage).stdout for stage in stages]
+    commands = [next(line[2:] for line in text.splitlines() if line.startswith("> ")) for text in dry]
+    for name in names:
+        (ran / "results" / "smoke" / "records" / f"{name}.json").unlink()
+    started = [
+        subprocess.Popen(c, shell=True, cwd=ran, env=environment(ran), stderr=subprocess.DEVNULL) for c in commands
+    ]
+    assert [process.wait(300) for process in started] == [0, 0]
+    assert dvc(ran, "commit", "-f", *stages).returncode == 0
+    assert contents(ran / "results" / "smoke") == before
+    assert dvc(ran, "status", SMOKE).stdout.strip() == "Data and pipelines are up to date."
 
 
 def test_plain_papermill_works_and_writes_only_its_output(ran, tmp_path):
@@ -130,7 +167,7 @@ def test_plain_papermill_works_and_writes_only_its_output(ran, tmp_path):
 def test_dvc_reports_a_wrong_parameter_before_anything_runs(ran):
     params = ran / "profiles" / "smoke" / "params.yaml"
     good = params.read_text()
-    params.write_text(good.replace("probe_epochs: 2", "probe_epoch: 2"))
+    params.write_text(good.replace("probe_epochs: 2", "probe_epoch: 2", 1))
     try:
         failed = dvc(ran, "repro", SMOKE)
     finally:

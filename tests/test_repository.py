@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 
 from tests import imports
-from ul import poisons
+from ul import axes, grid, models, poisons, published
 
 ROOT = imports.ROOT
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
@@ -38,15 +38,15 @@ ROWS = [
         "ud",
         "vit",
     },
-    {"records", "rooms", "metrics", "graph", "extremes", "fetch", "critical"},
+    {"records", "rooms", "metrics", "graph", "extremes", "fetch", "folders"},
     {"figures", "taskonomy", "tables", "models", "files"},
-    {"data", "claims", "behaviour", "tasks", "encoders", "weighting"},
-    {"defenses", "sal", "labels", "cross_tables"},
+    {"data", "axes", "behaviour", "readme", "tasks", "encoders", "weighting"},
+    {"defenses", "sal", "labels", "cross_tables", "claims", "processes"},
     {"train", "public", "scores", "cross_figures", "landscape", "convergence_figures"},
     {"multitask", "paths"},
     {"poisons", *(f"poisons.{name}" for name in POISONS)},
     {"benchmark", "checks"},
-    {"validation", "taskwise", "convergence"},
+    {"grid", "validation", "taskwise", "convergence"},
     {"cross_task", "convergence_tables", "flatness", "planes"},
     {"explore"},
     {"__main__"},
@@ -119,42 +119,63 @@ def test_stage_dependencies_are_the_imports(path):
     assert (path.stem == "01_poison") == (own in stages[0][1]["deps"])
 
 
+def methods_of(params: dict) -> dict[str, list[str]]:
+    """Data set -> the poisons that its plain setting trains on."""
+    plain = {name: params["settings"][name]["with"] for name in params["grid"]["settings"]}
+    return {name: [settings["method"], *settings.get("others", [])] for name, settings in plain.items()}
+
+
 @pytest.mark.parametrize("path", PROFILES, ids=str)
 def test_conditions_are_the_grid_with_each_methods_module(path):
     params = load_yaml(path)
+    settings = params["settings"]
     wanted = {
-        f"{d}-{m}": {"dataset": d, "method": m, "module": poisons.NAMES[m].module}
-        for d, methods in params["grid"]["methods"].items()
+        f"{d}-{m}": {"dataset": d, "method": m, "module": poisons.NAMES[m].module, "at": settings[d]["at"]}
+        for d, methods in methods_of(params).items()
         for m in methods
     }
-    several = {key for key, row in wanted.items() if poisons.NAMES[row["method"]].tasks}
-    assert params["conditions"] == {key: row for key, row in wanted.items() if key not in several}
+    assert params["conditions"] == wanted
     for key, row in params["task_conditions"].items():
         assert key == f"{row['dataset']}-{row['method']}" and poisons.NAMES[row["method"]].tasks
         assert row["module"] == poisons.NAMES[row["method"]].module
-    assert list(params["grid"]["methods"]) == list(params["poison"])
+    assert params["grid"]["settings"] == list(params["poison"])
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=str)
-def test_runs_are_the_grid_under_each_setting(path):
-    """A setting is a data set, or `<data set>-<name>` with methods of that data set."""
+def test_settings_differ_from_the_plain_one_in_what_their_place_says(path):
+    """A setting is a data set, or `<data set>-<name>` with another defense, network or length and fewer methods."""
     params = load_yaml(path)
-    settings = params["grid"]["methods"] | params["grid"]["defended"]
-    dataset = {setting: setting.partition("-")[0] for setting in settings}
-    assert params["baselines"] == {s: {"dataset": d} for s, d in dataset.items()}
-    assert params["runs"] == {
-        f"{s}-{m}": {"dataset": dataset[s], "method": m, "setting": s}
-        for s, methods in settings.items()
-        for m in methods
-    }
-    assert list(params["sal"]) == list(settings)
-    for setting, methods in params["grid"]["defended"].items():
-        assert set(methods) <= set(params["grid"]["methods"][dataset[setting]]), setting
+    grid, settings = params["grid"], params["settings"]
+    assert list(settings) == [*grid["settings"], *grid["defended"], *grid["architectures"]]
+    plain = methods_of(params)
+    for name, setting in settings.items():
+        own, dataset = setting["with"], name.partition("-")[0]
+        base = settings[dataset]["with"]
+        assert (
+            own["dataset"] == dataset
+            and own["poisons"] == setting["uses"] == f"build/{params['profile']['name']}/poisons"
+        )
+        assert {own["method"], *own.get("others", [])} <= set(plain[dataset])
+        for key in ("limit", "root"):
+            assert own.get(key) == base.get(key) == params["poison"][dataset].get(key)
+        assert setting["at"].rpartition("/")[0] == own.get("root", "data")
+        assert (name in grid["architectures"]) == (own["architecture"] != base["architecture"])
+        assert own["probe_epochs"] == base["probe_epochs"] and own["sal_images"] == base["sal_images"], name
+    assert set(params["claims"]["defended"]) <= set(grid["defended"])
+    assert params["claims"]["architectures"] == grid["architectures"]
+    assert params["claims"]["setting"] == grid["settings"][0]
+
+
+def test_kept_runs_are_bound_to_all_code_that_their_numbers_depend_on():
+    """What else a run imports only makes its images, whose bytes count, or has no part in its numbers."""
+    images = {"buildings", "data", "files", "folders", "rays", "rooms", "shapes", "taskonomy"}
+    images |= {name for name in imports.closure({"benchmark"}) if name.partition(".")[0] == "poisons"}
+    assert set(grid.CODE) == imports.closure({"benchmark"}) - images - {"config", "records"}
 
 
 def test_every_profile_runs_the_same_pipeline():
     for params in ROOT.glob("profiles/*/params.yaml"):
-        assert (params.parent / "dvc.yaml").read_bytes() == (ROOT / "dvc.yaml").read_bytes()
+        assert (params.parent / "dvc.yaml").resolve() == ROOT / "dvc.yaml"
         profile = load_yaml(params)["profile"]
         assert profile["name"] == params.parent.name
         assert profile["file"] == str(params.relative_to(ROOT))
@@ -166,13 +187,18 @@ def test_profiles_name_only_parameters_that_notebooks_know(path):
     from ul import nb
 
     params = load_yaml(path)
-    for section, stem in {"poison": "01_poison", "sal": "04_sal"}.items():
+    rows = {"01_poison": params["poison"], "04_sal": {k: s["with"] for k, s in params["settings"].items()}}
+    for stem, settings in rows.items():
         known = nb.defaults(nb.read(ROOT / "notebooks" / f"{stem}.ipynb"))
-        for name, settings in params[section].items():
-            nb.checked(settings, known, f"{path}:{section}")
-            assert params["poison"][name.partition("-")[0]].get("limit") == settings.get("limit"), name
+        for name, own in settings.items():
+            nb.checked(own, known, f"{path}:{stem}:{name}")
     for section, stem in {"data": "00_data", "grid": "05_benchmark", "claims": "07_claims"}.items():
         nb.checked(params[section], nb.defaults(nb.read(ROOT / "notebooks" / f"{stem}.ipynb")), section)
+    for section, stem in {"cross_tasks": "02_cross_task", "validation": "06_validation"}.items():
+        known = nb.defaults(nb.read(ROOT / "notebooks" / f"{stem}.ipynb"))
+        rows = params[section].values() if section == "cross_tasks" else [params[section]]
+        for row in rows:
+            nb.checked(row["with"], known, f"{path}:{section}")
     known = nb.defaults(nb.read(ROOT / "notebooks" / "03_convergence.ipynb"))
     for name, study in params["convergences"].items():
         nb.checked(study["with"], known, f"{path}:{name}")
@@ -229,3 +255,11 @@ def test_store_is_within_its_bounds():
     files = [p for p in (ROOT / ".dvc-store").rglob("*") if p.is_file()]
     assert 0 < len(files) <= 9_000
     assert sum(p.stat().st_size for p in files) <= 25e6
+
+
+def test_methods_without_a_surrogate_have_one_recipe():
+    assert set(published.ONE_RECIPE) == {name for name, method in poisons.NAMES.items() if not method.recipes}
+
+
+def test_transformers_are_networks():
+    assert set(axes.TRANSFORMERS) <= set(models.NAMES)

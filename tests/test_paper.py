@@ -1,0 +1,94 @@
+"""Every stage of the profile `paper` on real images: its own parameters but for sizes, which are tiny."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from tests.conftest import real_views
+from tests.test_pipeline import cloned, dvc
+
+PAPER = "profiles/paper/dvc.yaml"
+pytestmark = pytest.mark.slow
+YAML_ = YAML(typ="safe", pure=True)
+KEPT = ("noise", "lsp", "ops")  # of the methods; a plain setting needs three for its ranks
+LIMITS = {"cifar10": 200, "cifar100": 100, "taskonomy": 12, "mnist": 64}
+FEW = {"epochs": 1, "seeds": 1, "probe_epochs": 1, "sal_images": 2, "victims": 1}
+
+
+def smaller(settings: dict, **more) -> dict:
+    """The same parameters with few images, epochs, seeds and methods, and reduced recipes."""
+    found = settings | {k: v for k, v in (FEW | more).items() if k in settings}
+    found |= {k: "cpu" for k in ("recipe",) if k in settings}
+    for name in ("methods", "others", "shown", "balance_methods", "flat_methods"):
+        if name in settings:
+            found[name] = [m for m in settings[name] if m in KEPT]
+    return found | ({"limit": LIMITS[settings["dataset"]]} if "dataset" in settings else {})
+
+
+def tiny(params: dict) -> dict:
+    params["conditions"] = {k: row for k, row in params["conditions"].items() if row["method"] in KEPT}
+    for name, row in params["poison"].items():
+        params["poison"][name] = smaller(row) | {"limit": LIMITS[name], "architecture": "resnet8"}
+    for row in params["settings"].values():
+        first = row["with"]["method"]
+        row["with"] = smaller(row["with"])
+        if first not in KEPT:
+            row["with"] |= {"method": "lsp", "others": [m for m in row["with"]["others"] if m != "lsp"]}
+    for row in params["cross_tasks"].values():
+        row["with"] = smaller(row["with"], seeds=2, batch_size=8) | {"limit": LIMITS[row["with"]["dataset"]]}
+    for row in params["convergences"].values():
+        row["with"] = smaller(row["with"], seeds=3, flat_seeds=1) | {"grid": 3, "looked": 2, "surface_images": 8}
+    study = smaller(params["validation"]["with"], seeds=1)
+    study |= {"departed": ["late_projection"], "draws": 2, "shares": [0, 1], "label_noises": [0, 1], "levels": [8, 16]}
+    params["validation"]["with"] = study | {"epsilons": [0.2], "limit": 40, "architecture": "resnet8"}
+    return params
+
+
+@pytest.fixture(scope="module")
+def paper(shared_data, tmp_path_factory) -> Path:
+    clone = cloned(tmp_path_factory.mktemp("paper") / "clone")
+    root = clone / "build" / "data"
+    subprocess.run([sys.executable, shared_data / "unpack.py", root, "--limit", "600"], check=True)
+    real_views(shared_data, root.with_name("views"))
+    shutil.rmtree(root / "taskonomy", ignore_errors=True)
+    shutil.move(root.with_name("views") / "taskonomy", root / "taskonomy")
+    photographs_as_cifar100(root)
+    path = clone / "profiles" / "paper" / "params.yaml"
+    params = tiny(YAML_.load(path))
+    path.write_text(json.dumps(params))  # JSON is YAML
+    done = dvc(clone, "repro", PAPER)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return clone
+
+
+def photographs_as_cifar100(root: Path) -> None:
+    """CIFAR-10's photographs in CIFAR-100's layout: a coarse label, then a fine one."""
+    (root / "cifar-100-binary").mkdir()
+    for source, target in (("data_batch_1", "train"), ("test_batch", "test")):
+        rows = np.fromfile(root / "cifar-10-batches-bin" / f"{source}.bin", np.uint8).reshape(-1, 3073)
+        np.insert(rows, 0, 0, axis=1).tofile(root / "cifar-100-binary" / f"{target}.bin")
+
+
+def test_every_stage_of_paper_runs_on_real_images(paper):
+    params = YAML_.load(paper / "profiles" / "paper" / "params.yaml")
+    results = paper / "results" / "paper"
+    for name, row in params["settings"].items():
+        runs = json.loads((results / "records" / f"{name}.json").read_text())["runs"]
+        assert {run["config"]["architecture"] for run in runs} == {row["with"]["architecture"]}
+        assert row["with"].get("defense", "none") in {run["config"]["defense"] for run in runs}
+    by_data = pd.read_csv(results / "tables" / "ud_by_data.csv")
+    assert set(by_data["dataset"]) == {"cifar10", "cifar100", "taskonomy"}
+    assert "published_accuracy" not in by_data.dropna(axis=1, how="all"), "a limit makes it another experiment"
+    assert set(pd.read_csv(results / "tables" / "defense_gains.csv")["defense"]) == {
+        "jpeg", "cutout", "mixup", "at", "ueraser",
+    }  # fmt: skip
+    claims = pd.read_csv(results / "tables" / "claims.csv").set_index("claim")
+    assert (claims["verdict"] != "").all() and claims.loc["C7", "n"] == 1
+    assert dvc(paper, "status", PAPER).stdout.strip() == "Data and pipelines are up to date."
