@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from tests.test_tables import FLAT, frame_of
+from tests.test_claims import FLAT, frame_of
 from ul import claims
 
 OWN = ("single", "class_object", True, False)
