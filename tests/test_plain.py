@@ -1,0 +1,85 @@
+"""Answers in plain words, on planted accuracies."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ul import plain, tables
+from ul.stats import Interval
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [((0.9, 0.6, 1.2), "protected"), ((0.05, -0.1, 0.2), "not protected"), ((0.35, 0.25, 0.45), "protected in part"),
+     ((0.35, 0.1, 0.6), "undecided"), ((0.9, 0.4, 1.4), "undecided"), ((NAN, NAN, NAN), "not tested")],
+)  # fmt: skip
+def test_the_whole_interval_decides(interval, expected):
+    assert plain.verdict(Interval(*interval, n=3)) == expected
+
+
+def test_one_run_tells_nothing():
+    assert plain.verdict(Interval(0.9, NAN, NAN, n=1)) == "cannot be told from one run"
+
+
+def frame(**accuracies):
+    """Rows of `tables.benchmark` from accuracies by seed: method=..., method__defense=..."""
+    rows = []
+    for name, values in accuracies.items():
+        method, _, defense = name.partition("__")
+        place = {"dataset": "toy", "architecture": "net", "defense": defense or "none", "epochs": 5, "method": method}
+        rows += [place | {"seed": seed, "test_accuracy": value} for seed, value in enumerate(values)]
+    return pd.DataFrame(rows)
+
+
+PLANTED = frame(
+    clean=[0.9, 0.8],
+    own=[0.1, 0.1],
+    noise=[0.9, 0.8],
+    clean__jpeg=[0.5, 0.5],
+    own__jpeg=[0.5, 0.4],
+    noise__jpeg=[0.1, 0],
+)
+
+
+def test_classes_are_answered_without_and_under_each_defense():
+    found = plain.about_classes(PLANTED, "own", 0.1).set_index("question")
+    assert found["share"].to_dict() == pytest.approx({"the classes": 1, "the classes, if the trainer uses jpeg": 0.125})
+    assert found["verdict"].tolist() == ["protected", "undecided"]
+
+
+def test_a_defense_under_which_nothing_is_learnt_has_no_answer():
+    assert len(plain.about_classes(PLANTED, "own", 0.5)) == 1
+
+
+def test_tasks_are_those_trained_together_but_for_the_attacked_one():
+    rows = [
+        {"regime": regime, "method": method, "task": task, "own": task == "label", "n": 3, "protection": value,
+         "protection_low": value - 0.1, "protection_high": value + 0.1}
+        for regime in ("multi", "single") for method in ("own", "lsp")
+        for task, value in (("label", 0.9), ("depth", 0.05), ("edges", NAN))
+    ]  # fmt: skip
+    found = plain.about_tasks(pd.DataFrame(rows), "own")
+    assert found[["question", "verdict"]].to_numpy().tolist() == [["depth", "not protected"], ["edges", "not tested"]]
+    told = list(plain.sentences(found))
+    assert told[0] == "depth: NOT PROTECTED (5% [-5%, 15%] of what clean images teach is gone, n=3)"
+    assert told[1] == "edges: NOT TESTED (networks do not learn it from clean images either)"
+
+
+@pytest.mark.parametrize(("low", "high", "side"), [(0.1, 0.9, "below"), (1.1, 3, "above"), (0.5, 2, "not told from")])
+def test_ud_is_told_from_one_by_its_interval(low, high, side):
+    row = pd.Series({"ud_layers": 0.7, "ud_layers_low": low, "ud_layers_high": high, "n": 3})
+    assert plain.distance(row).startswith("UD 0.70 [") and plain.distance(row).endswith(
+        f"n=3: {side} the 1 of clean images"
+    )
+
+
+def test_own_images_stand_among_those_of_the_same_block(tmp_path):
+    columns = {"n": 3, "ud_layers": 1.0, "ud_layers_low": np.nan, "ud_layers_high": np.nan}
+    summary = frame(clean=[0.9], own=[0.3]).assign(**columns)
+    known = frame(em=[0.1], lsp=[0.5], tap__jpeg=[0.0]).assign(**columns)
+    tables.write(known, tmp_path / "known")
+    found = plain.beside(summary, tmp_path / "known.csv")
+    assert found["method"].to_dict() == {1: "em", 2: "own", 3: "lsp", 4: "clean"}
+    assert plain.beside(summary, None)["method"].tolist() == ["own", "clean"]
