@@ -95,11 +95,14 @@ def test_recipes_stand_beside_reduced_rows_only(tmp_path):
         "difference": [0.1, 0.0], "difference_low": [-0.1, 0.0], "difference_high": [0.3, 0.0], "accuracy_noise": 0.7,
     })  # fmt: skip
     found.to_csv(tmp_path / "recipes.csv")
-    joined = behaviour.with_recipes(rows(tap="cpu").reset_index(), tmp_path / "recipes.csv").set_index("method")
+    table = rows(tap="cpu").reset_index().assign(dataset="rooms")
+    joined = behaviour.with_recipes(table, tmp_path / "recipes.csv").set_index("method")
     columns = ["noise_500", "cpu_500", "published_500", "cpu_minus_published"]
     columns += ["cpu_minus_published_low", "cpu_minus_published_high"]
     assert joined.loc["tap", columns].tolist() == [0.7, 0.2, 0.1, 0.1, -0.1, 0.3]
     assert joined.loc[["noise", "lsp", "ar"], columns].isna().all(axis=None)
+    elsewhere = behaviour.with_recipes(table.assign(dataset="mnist"), tmp_path / "recipes.csv")
+    assert elsewhere[columns].isna().all(axis=None)
     with pytest.raises(InputError, match=r"other\.csv is missing; run `make recipes`"):
         behaviour.with_recipes(joined.reset_index(), tmp_path / "other.csv")
 

@@ -14,8 +14,8 @@ from ul.config import InputError
 
 CONFIG = {
     "dataset": "rooms", "root": "data", "limit": None, "size": None, "rare": "error", "tasks": [], "single": [],
-    "transfer": True, "methods": ["noise", "lsp"], "poisons": None, "target": None, "eps": None, "recipe": "cpu",
-    "encoder": "resnet8", "weighting": "equal", "weightings": ["balanced"], "own_weights": [3, 10],
+    "transfer": True, "methods": ["noise", "lsp"], "poison": None, "poisons": None, "target": None, "eps": None,
+    "recipe": "cpu", "encoder": "resnet8", "weighting": "equal", "weightings": ["balanced"], "own_weights": [3, 10],
     "balance_methods": ["lsp"],
     "epochs": 4, "batch_size": 32, "lr": 0.02, "seeds": 2, "probe_epochs": 2, "sal_images": 8,
 }  # fmt: skip
@@ -28,6 +28,12 @@ def test_cells_are_paired_by_seed():
     assert cells[0].tasks == cross_task.SEVERAL and cells[0].single == ("class_object",) and cells[0].probes == (2, 4)
     stored = cross_task.cells(CONFIG | {"poisons": "somewhere"})
     assert [c.poison for c in stored[::2]] == [None, "somewhere/rooms-noise.npz", "somewhere/rooms-lsp.npz"]
+
+
+def test_a_file_of_ones_own_is_a_method_beside_the_others():
+    mine = CONFIG | {"poison": "mine.npz"}
+    assert [(c.method, c.poison) for c in cross_task.cells(mine)[-2:]] == [("own", "mine.npz")] * 2
+    assert cross_task.variants(mine) == cross_task.variants(CONFIG)
 
 
 def test_classified_images_have_derived_tasks():

@@ -197,6 +197,16 @@ def test_images_in_another_order_are_found_out():
         checks.in_order(clean, moved, "p.npz")
 
 
+def test_strong_patches_do_not_count_as_disorder_but_a_shuffle_under_them_does():
+    """LSP at half of the range moves the coarse pixels of drawings farther than these lie apart; their edges stay."""
+    strokes = (torch.rand(200, 3, 32, 32, generator=torch.Generator().manual_seed(0)) < 0.05) * 255
+    clean = replace(photographs(), images=strokes.to(torch.uint8), targets={"label": torch.arange(200) % 4})
+    strong = make("lsp", clean, eps=128 / 255)
+    assert checks.own_share(clean.images, strong.images) < checks.ORDERED < checks.in_order(clean, strong, "p.npz")
+    with pytest.raises(InputError, match="keep the order"):
+        checks.in_order(clean, replace(strong, images=strong.images.roll(1, 0)), "p.npz")
+
+
 def test_equal_clean_images_do_not_count_as_disorder():
     clean = photographs()
     clean.images[1::2] = clean.images[::2]

@@ -89,6 +89,16 @@ def test_a_damaged_record_is_made_again(tmp_path, serial):
     assert all(records.load(file) for file in tmp_path.iterdir())
 
 
+def test_a_record_with_another_number_is_made_again(tmp_path, serial):
+    """Damage that leaves a record readable: the checksum inside it tells."""
+    grid.run_all(cells(), jobs=1, store=tmp_path)
+    for file in tmp_path.iterdir():
+        content = file.read_text()
+        file.write_text(content.replace('"test_accuracy": [\n   0.', '"test_accuracy": [\n   1.'))
+        assert file.read_text() != content
+    assert text(grid.run_all(cells(), jobs=1, store=tmp_path)) == text(serial)
+
+
 def test_whatever_changes_numbers_changes_the_identity(monkeypatch):
     cell = cells()[-1]
     images = benchmark.poisoned(cell)
@@ -118,7 +128,9 @@ def test_a_record_of_another_machine_is_made_again(tmp_path, serial):
     grid.run_all(cells(), jobs=1, store=tmp_path)
     for file in tmp_path.iterdir():
         record = records.load(file)
-        records.save(record | {"versions": record["versions"] | {"torch": "1.0"}, "history": {}}, file)
+        del record["seal"]
+        other = record | {"versions": record["versions"] | {"torch": "1.0"}, "history": {}}
+        records.save(grid.sealed(other), file)
     assert text(grid.run_all(cells(), jobs=1, store=tmp_path)) == text(serial)
 
 
@@ -201,9 +213,10 @@ def completes(kept) -> None:
 
 
 def busiest(process: subprocess.Popen) -> psutil.Process:
-    """The worker that computes."""
+    """The worker that computes; beside Ray's own (called ray::TASK) there are servers that may be busy too."""
     below = psutil.Process(process.pid).children(recursive=True)
-    return max(below, key=lambda p: p.cpu_times().user)
+    workers = [p for p in below if " ".join(p.cmdline()).startswith("ray::")] or below
+    return max(workers, key=lambda p: p.cpu_times().user)
 
 
 @pytest.mark.slow

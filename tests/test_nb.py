@@ -100,7 +100,15 @@ def test_notebooks_need_a_parameters_cell(tags):
         nb.defaults(notebook("n = 1", tags=tags))
 
 
-KNOWN = {"n": 3, "rate": 0.5, "name": "em", "out": None, "flag": False, "many": [1]}
+KNOWN = {"n": "int", "rate": "float", "name": "str", "out": nb.ANY, "flag": "bool", "many": "list[int]"}
+
+
+def test_types_are_the_annotations_and_else_the_defaults():
+    source = "n = 3\nrate: float = 1\nout = None\nwho: list[str] = []\nmaybe: 'int or None' = None\nany = []"
+    found = nb.kinds(notebook(source))
+    assert found == {
+        "n": "int", "rate": "float", "out": nb.ANY, "who": "list[str]", "maybe": "int or None", "any": "list",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -119,16 +127,16 @@ def test_whole_numbers_become_floats_where_the_default_is_one():
 @pytest.mark.parametrize(
     ("name", "value"),
     [("name", 1), ("n", "1.5"), ("n", 1.5), ("n", True), ("rate", True), ("rate", "1e-3"), ("flag", 1), ("n", None),
-     ("flag", "false"), ("out", [1]), ("many", "1")],
+     ("flag", "false"), ("out", [1]), ("many", "1"), ("many", ["1"])],
 )  # fmt: skip
 def test_parameters_of_another_type_are_refused(name, value):
-    kind = type(KNOWN[name]).__name__
-    with pytest.raises(nb.NotebookError, match=f"x.ipynb: parameter {name} must be {kind}, .*{re.escape(repr(value))}"):
+    line = f"x.ipynb: parameter {name} must be {re.escape(KNOWN[name])}, .*{re.escape(repr(value))}"
+    with pytest.raises(nb.NotebookError, match=line):
         nb.checked({name: value}, KNOWN, "x.ipynb")
 
 
 def test_unknown_parameters_list_the_known_ones():
-    with pytest.raises(nb.NotebookError, match="unknown parameter epoch, lr; it has flag, many, n, name, out, rate"):
+    with pytest.raises(nb.NotebookError, match="unknown parameter epoch, lr; there are flag, many, n, name, out, rate"):
         nb.checked({"lr": 1, "n": 1, "epoch": 1}, KNOWN, "x.ipynb")
 
 
@@ -314,5 +322,5 @@ def test_verify_names_the_damaged_file(tmp_path):
 
 def test_nb_run_refuses_unknown_parameters(tmp_path):
     source = written(tmp_path / "s.ipynb", "n = 2", "n")
-    refused(ul("nb-run", source, "a.ipynb", "-p", "m", "1", cwd=tmp_path), "unknown parameter m; it has n")
+    refused(ul("nb-run", source, "a.ipynb", "-p", "m", "1", cwd=tmp_path), "unknown parameter m; there are n")
     assert {p.name for p in tmp_path.iterdir()} == {"s.ipynb"}

@@ -39,8 +39,10 @@ def tiny(params: dict) -> dict:
     for row in params["settings"].values():
         first = row["with"]["method"]
         row["with"] = smaller(row["with"])
-        if first not in KEPT:
-            row["with"] |= {"method": "lsp", "others": [m for m in row["with"]["others"] if m != "lsp"]}
+        plain = row["with"].get("defense", "none") == "none" and row["with"]["architecture"] == "resnet18"
+        if not plain or first not in KEPT:
+            others = [m for m in row["with"]["others"] if m != "lsp"] if plain else []
+            row["with"] |= {"method": "lsp", "others": others}
     for row in params["cross_tasks"].values():
         row["with"] = smaller(row["with"], seeds=2, batch_size=8) | {"limit": LIMITS[row["with"]["dataset"]]}
     for row in params["convergences"].values():
@@ -48,6 +50,8 @@ def tiny(params: dict) -> dict:
     study = smaller(params["validation"]["with"], seeds=1)
     study |= {"departed": ["late_projection"], "draws": 2, "shares": [0, 1], "label_noises": [0, 1], "levels": [8, 16]}
     params["validation"]["with"] = study | {"epsilons": [0.2], "limit": 40, "architecture": "resnet8"}
+    own = smaller(params["my_poison"]["with"], seeds=2, task_epochs=1)
+    params["my_poison"]["with"] = own | {"encoder": "resnet8", "architecture": "resnet8", "defenses": ["jpeg"]}
     return params
 
 

@@ -224,13 +224,15 @@ def test_curves_show_mean_and_range():
     assert (band.ymin, band.ymax) == (1, 7)
 
 
-def test_scatter_names_each_method_at_its_mean():
+def test_scatter_names_each_method_at_the_point_nearest_to_its_mean():
     _, ax = plt.subplots()
-    points = pd.DataFrame({"method": ["em", "em", "tap"], "ud": [0.1, 0.3, 1.5], "accuracy": [0.2, 0.4, 0.1]})
+    points = pd.DataFrame({
+        "method": ["em", "em", "em", "tap"], "ud": [0.1, 0.3, 0.5, 1.5], "accuracy": [0.2, 0.4, 0.2, 0.1],
+    })  # fmt: skip
     assert figures.scatter(ax, points, x="ud", y="accuracy", labels=("UD", "test accuracy")) is ax
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("UD", "test accuracy")
     named = {text.get_text(): text.xy for text in ax.texts}
-    assert named["em"] == pytest.approx((0.2, 0.3)) and named["tap"] == pytest.approx((1.5, 0.1))
+    assert named["em"] == pytest.approx((0.3, 0.4)) and named["tap"] == pytest.approx((1.5, 0.1))
 
 
 def test_spectrum_finds_a_planted_wave():

@@ -1,14 +1,19 @@
-"""The command line: python -m ul fetch | render | verify | info | check-poison | compare | nb-run | nb-clean."""
+"""The command line: python -m ul fetch, render, verify, info, check-poison, compare, report, nb-run or nb-clean."""
 
 import argparse
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from . import nb
-from .config import InputError
+from .config import InputError, located
+
+Action = Callable[[argparse.Namespace], None]
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def _render(args) -> None:
+def _render(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from . import data, rooms
@@ -22,7 +27,7 @@ def _render(args) -> None:
     print(f"{out}: {count} images")
 
 
-def _fetch(args) -> None:
+def _fetch(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from . import fetch
@@ -33,7 +38,7 @@ def _fetch(args) -> None:
     print(f"{out}: fetched and checked; `python -m ul verify {args.name} --root {args.root}` reads every file")
 
 
-def _verify(args) -> None:
+def _verify(args: argparse.Namespace) -> None:
     from . import data
 
     for part in data.SOURCES[args.name].parts:
@@ -41,7 +46,7 @@ def _verify(args) -> None:
         print(f"{split.name}: {len(split)} images read, all files whole, contents {split.digest()}")
 
 
-def _info(args) -> None:
+def _info(args: argparse.Namespace) -> None:
     from . import data
 
     source = data.SOURCES[args.name]
@@ -52,7 +57,7 @@ def _info(args) -> None:
         print(f"  {part}: {len(split)} images {tuple(split.images.shape[1:])}, targets {', '.join(split.targets)}")
 
 
-def _check_poison(args) -> None:
+def _check_poison(args: argparse.Namespace) -> None:
     from . import checks, data, poisons
 
     source = data.SOURCES[args.clean]
@@ -66,7 +71,7 @@ def _check_poison(args) -> None:
         poisons.check(clean, poisoned, args.method, eps)
 
 
-def _compare(args) -> None:
+def _compare(args: argparse.Namespace) -> None:
     from . import tables
 
     if found := tables.differences(args.a, args.b):
@@ -74,22 +79,30 @@ def _compare(args) -> None:
     print(f"{args.a} and {args.b} agree within {tables.TOLERANCES}")
 
 
-def _nb_run(args) -> None:
+def _report(args: argparse.Namespace) -> None:
+    from . import report
+
+    count, warnings = report.build(located("README.md").parent, args.profile, args.out)
+    print("\n".join(warnings), file=sys.stderr, end="\n" if warnings else "")
+    print(f"{args.out}: {count} pages; open {args.out / 'index.html'} in a browser")
+
+
+def _nb_run(args: argparse.Namespace) -> None:
     nb.run(args.source, args.target, nb.parameters_from(args.params, args.p))
 
 
-def _nb_clean(args) -> None:
+def _nb_clean(args: argparse.Namespace) -> None:
     nb.clean(args.source, args.target)
 
 
-def _data_command(commands, name: str, action, choices, text: str) -> None:
+def _data_command(commands: Commands, name: str, action: Action, choices: Sequence[str], text: str) -> None:
     parser = commands.add_parser(name, help=text, description=text)
     parser.add_argument("name", choices=choices)
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder that holds data sets (default data)")
     parser.set_defaults(action=action)
 
 
-def _check_command(commands, names: tuple[str, ...]) -> None:
+def _check_command(commands: Commands, names: tuple[str, ...]) -> None:
     text = "check a file of poisoned images: order, labels, size of the perturbation, whose budget it fits"
     parser = commands.add_parser("check-poison", help=text, description=text)
     parser.add_argument("path", type=Path, help=".npz, .safetensors or a folder of <index>.png")
@@ -101,7 +114,15 @@ def _check_command(commands, names: tuple[str, ...]) -> None:
     parser.set_defaults(action=_check_poison)
 
 
-def _notebook_command(commands, name: str, action, text: str) -> argparse.ArgumentParser:
+def _report_command(commands: Commands) -> None:
+    text = "the results of a profile as one static site (extra `report`)"
+    parser = commands.add_parser("report", help=text, description=text)
+    parser.add_argument("--profile", default="laptop", help="results/<profile> (default laptop)")
+    parser.add_argument("--out", type=Path, default=Path("build/site"), help="folder of the site (default build/site)")
+    parser.set_defaults(action=_report)
+
+
+def _notebook_command(commands: Commands, name: str, action: Action, text: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text)
     parser.add_argument("source")
     parser.add_argument("target")
@@ -123,6 +144,7 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("a", metavar="A", help="results/<profile>")
     compare.add_argument("b", metavar="B", help="the same folder from another machine")
     compare.set_defaults(action=_compare)
+    _report_command(commands)
     run = _notebook_command(commands, "nb-run", _nb_run, "execute a notebook with checked parameters")
     run.add_argument("--params", action="append", default=[], metavar="FILE:KEY", help="section of a YAML file")
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter")
@@ -131,11 +153,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run a command; a user's mistake ends in one line on stderr and exit status 1."""
+    """Run a command; a user's mistake, or a full disk, ends in one line on stderr and exit status 1."""
     args = parser().parse_args()
     try:
         args.action(args)
-    except (InputError, nb.NotebookError, FileExistsError, ImportError) as error:
+    except (InputError, nb.NotebookError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 

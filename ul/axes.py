@@ -1,6 +1,7 @@
 """How UD changes along an axis of the grid: what defenses add to it, and which architectures have more of it."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,7 @@ def defense_gains(frame: pd.DataFrame, floors: dict[tuple[str, str], float]) -> 
     return found.dropna(axis=1, how="all")
 
 
-def _gains(place: tuple, part: pd.DataFrame) -> list[dict]:
+def _gains(place: tuple[Any, ...], part: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for defense in part.columns[part.notna().any()]:
         own = by_seed(part[[defense]])
@@ -94,7 +95,7 @@ def stronger(frame: pd.DataFrame, floors: dict[tuple[str, str], float]) -> pd.Da
     return pd.DataFrame(rows)
 
 
-def _more(part: pd.Series) -> list[dict]:
+def _more(part: pd.Series) -> list[dict[str, Any]]:
     single = {method: values for method, values in part.groupby("method")}
     adjusted = stats.holm([stats.p_value(values) for values in single.values()])
     rows = []

@@ -1,19 +1,23 @@
 """What each poison is and does, and what a defense does to it: from the poisons' records and the victims' runs."""
 
+from pathlib import Path
+from typing import Any
+
 import pandas as pd
 
 from . import published, records, stats, tables
-from .config import InputError, existing, located
+from .config import InputError, Record, located
 
 CPU = "cpu"
+TRIED_ON = "rooms"  # what `make recipes` trains on
 
 
-def load(folder, conditions: list[str]) -> list[dict]:
+def load(folder: Path | str, conditions: list[str]) -> list[Record]:
     """The poison records `<folder>/poison-<condition>.json`. Raises InputError if one is missing."""
     return [records.load(located(folder) / f"poison-{name}.json") for name in conditions]
 
 
-def table(poisons: list[dict], frame: pd.DataFrame) -> pd.DataFrame:
+def table(poisons: list[Record], frame: pd.DataFrame) -> pd.DataFrame:
     """One row a data set and method.
 
     dataset, method, recipe; passes_per_image: forward and backward passes of surrogates; linf, l2, l2_mean (range 0 to
@@ -30,7 +34,7 @@ def table(poisons: list[dict], frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True)
 
 
-def _row(poison: dict, frame: pd.DataFrame) -> dict:
+def _row(poison: Record, frame: pd.DataFrame) -> Record:
     method = poison["method"]
     row = {name: poison[name] for name in ("dataset", "method", "recipe", "eps", "passes_per_image")}
     row |= {name: poison["sizes"][name] for name in ("linf", "l2", "l2_mean", "l0")}
@@ -54,17 +58,20 @@ def _completed(part: pd.DataFrame) -> pd.DataFrame:
     return part.drop(columns="p_noise").astype({"published": float})
 
 
-def with_recipes(table: pd.DataFrame, path) -> pd.DataFrame:
-    """`table` with what `make recipes` found for its reduced recipes, nan where there is nothing.
+def with_recipes(table: pd.DataFrame, path: Path | str) -> pd.DataFrame:
+    """`table` with what `make recipes` found for its reduced recipes on rooms, nan elsewhere.
 
     noise_500, cpu_500 and published_500: victims' clean accuracy after noise and after either recipe on 500 images of
-    rooms; cpu_minus_published with its paired interval. Raises InputError if the file is missing.
+    rooms; cpu_minus_published with its paired interval. Raises InputError if the file is missing or no such table.
     """
     names = {"accuracy_noise": "noise_500", "accuracy_cpu": "cpu_500", "accuracy_published": "published_500"}
     names |= {"difference": "cpu_minus_published"}
     names |= {f"difference_{end}": f"cpu_minus_published_{end}" for end in ("low", "high")}
-    found = pd.read_csv(existing(located(path), "run `make recipes`, or give None")).set_index("method")
-    reduced = table["method"].where(table["recipe"] == CPU)
+    mend = "run `make recipes`, or give None"
+    found = tables.read(located(path), ["method", *names], mend=mend).set_index("method")
+    if not found.index.is_unique:
+        raise InputError(f"{path}: a method comes twice; {mend}")
+    reduced = table["method"].where((table["recipe"] == CPU) & (table["dataset"] == TRIED_ON))
     return table.assign(**{new: reduced.map(found[old]) for old, new in names.items()})
 
 
@@ -73,7 +80,7 @@ def with_recipes(table: pd.DataFrame, path) -> pd.DataFrame:
 GROUP = tables.BLOCK
 
 
-def defended(runs: list[dict]) -> pd.DataFrame:
+def defended(runs: list[Record]) -> pd.DataFrame:
     """One row a method and defense: how much of the protection a defense takes away.
 
     GROUP, method, n, then means over seeds with paired 95 % intervals: test_accuracy; gain: minus the same poison
@@ -92,7 +99,7 @@ def defended(runs: list[dict]) -> pd.DataFrame:
     return found.drop(columns="p")
 
 
-def _defended(wide: pd.DataFrame, name: tuple) -> dict:
+def _defended(wide: pd.DataFrame, name: tuple[Any, ...]) -> Record:
     *place, defense, epochs, method = name
     wanted = [(*place, d, epochs, m) for d in (defense, "none") for m in (method, tables.CLEAN)]
     if missing := [w for w in wanted if w not in wide.columns]:

@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
+from typing import Any, cast
 
 import pandas as pd
 import torch
 
 from . import data, defenses, models, perturb, poisons, public, records, sal, train
-from .config import at_least, choose, probe_epochs, within
+from .config import Record, at_least, choose, probe_epochs, within
 
 CLEAN = "clean"
 SAL_BATCH = {"cpu": 64, "cuda": 512}  # 64 images of 32x32 stay in a core's cache: a fifth faster than 128
@@ -54,7 +55,7 @@ class Cell:
     label_noise: float = 0.0  # share of the training labels that are drawn anew
 
 
-def cells(config: Mapping) -> list[Cell]:
+def cells(config: Mapping[str, Any]) -> list[Cell]:
     """The cells of one condition, seeds 0 to n-1, from a notebook's parameters. Raises InputError for wrong values."""
     source = data.SOURCES[choose(config["dataset"], data.SOURCES, "data set")]
     choose(config["method"], [CLEAN, *poisons.NAMES], "method")
@@ -77,16 +78,18 @@ AtEnd = Callable[[Cell, torch.nn.Module, data.Split], dict[str, float]]
 
 
 @lru_cache(maxsize=4)
-def clean_splits(dataset: str, root: str, size: int | None, limit: int | None, target: str):
+def clean_splits(
+    dataset: str, root: str, size: int | None, limit: int | None, target: str
+) -> tuple[data.Split, data.Split]:
     """(train, test) of a data set with one target; the test part is limited to half as many images."""
     held = None if limit is None else max(1, limit // 2)
-    return tuple(
+    return cast(tuple[data.Split, data.Split], tuple(
         data.load(dataset, part, root=root, size=size, limit=count, targets=(target,))
         for part, count in (("train", limit), ("test", held))
-    )
+    ))  # fmt: skip
 
 
-def splits(cell: Cell):
+def splits(cell: Cell) -> tuple[data.Split, data.Split]:
     """(clean train, clean test) that a cell uses."""
     return clean_splits(cell.dataset, cell.root, cell.size, cell.limit, cell.target)
 
@@ -94,7 +97,14 @@ def splits(cell: Cell):
 def poisoned(cell: Cell) -> data.Split:
     """What the cell's victim trains on: clean images, a user's file or a poison made now, in part, with label noise."""
     clean, _ = splits(cell)
-    same = {"seed": 0, "share": 1.0, "label_noise": 0.0, "architecture": "", "defense": "", "probes": ()}
+    same: dict[str, Any] = {
+        "seed": 0,
+        "share": 1.0,
+        "label_noise": 0.0,
+        "architecture": "",
+        "defense": "",
+        "probes": (),
+    }
     whole = _whole(replace(cell, **same, recipe=train.Recipe(), sal=Sal()))
     return relabelled(mixed(clean, whole, cell.share), cell.target, cell.label_noise)
 
@@ -140,7 +150,7 @@ def _first(count: int, share: float, *, seed: int) -> torch.Tensor:
 def run(
     cell: Cell, images: data.Split | None = None, *, also: Mapping[str, Sal] = MappingProxyType({}),
     at_end: AtEnd | None = None,
-) -> dict:  # fmt: skip
+) -> Record:  # fmt: skip
     """Train one victim and probe SAL; the record holds configuration, versions, history and SAL per epoch and layer.
 
     images: the cell's training images if they are at hand (default: `poisoned(cell)`). also: further ways to probe the
@@ -160,7 +170,8 @@ def run(
     with models.one_thread(where):
         train.fit(
             model, images, test, recipe=cell.recipe, defense=defenses.make(cell.defense), seed=cell.seed, device=where,
-            target=cell.target, on_epoch=lambda epoch, m: [probe(epoch, m) for probe in probes.values()],
+            # Each probe returns None; nobody reads the list.
+            target=cell.target, on_epoch=lambda epoch, m: [probe(epoch, m) for probe in probes.values()],  # type: ignore[func-returns-value]
             history=history,
         )  # fmt: skip
     tables = {name: probe.tables for name, probe in probes.items()}
@@ -178,7 +189,9 @@ def run(
 class _Probe:
     """Called after each epoch; keeps SAL of the listed epochs as plain lists."""
 
-    def __init__(self, cell: Cell, way: Sal, images: data.Split, where: torch.device, history: train.History):
+    tables: list[Record]
+
+    def __init__(self, cell: Cell, way: Sal, images: data.Split, where: torch.device, history: train.History) -> None:
         self.cell, self.way, self.history, self.tables = cell, way, history, []
         chosen = sal_subset(_part(cell, way, images), way.images, draw=way.draw)
         self.images = perturb.to_float(chosen.images.to(where)).contiguous(memory_format=torch.channels_last)
@@ -216,7 +229,7 @@ def sal_subset(split: data.Split, count: int, *, draw: int = 0) -> data.Split:
     return split.take(order[:count])
 
 
-def _configuration(cell: Cell, images: data.Split, test: data.Split, where: torch.device) -> dict:
+def _configuration(cell: Cell, images: data.Split, test: data.Split, where: torch.device) -> Record:
     settings = asdict(cell)
     settings["poison"] = cell.poison is not None
     del settings["root"]
@@ -230,7 +243,7 @@ def clean_twin(chosen: list[Cell]) -> list[Cell]:
     return [replace(cell, method=CLEAN, poison=None, defense="none") for cell in chosen]
 
 
-def save(runs: list[dict], path: str | None) -> None:
+def save(runs: list[Record], path: str | None) -> None:
     """Write the records of one condition to one JSON file; None writes nothing."""
     if path is not None:
         records.save({"runs": runs}, path)

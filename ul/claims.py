@@ -1,13 +1,14 @@
-"""The paper's claims with rules fixed before the results, and verdicts measured by them."""
+"""The paper's claims, rules whose bounds were fixed before the results, and verdicts measured by them."""
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from . import axes, tables
-from .config import InputError, existing, located
-from .stats import Interval
+from .config import InputError, Record, existing, located
+from .stats import Interval, fixed
 
 HOLDS, FAILS, UNDECIDED, NOT_TESTED = "holds", "does not hold", "undecided", "not tested"
 
@@ -31,7 +32,7 @@ CLAIMS: dict[str, Claim] = {
         "clean and poisoned runs converge differently; only a part of the parameters takes another path",
         "paper, section 3",
         "share of differing weights (FDR .05) above the clean null, < 50 %; transplanted they recover >= half the gap; "
-        "for every poison that takes .05 of a linear network's or LeNet-5's accuracy",
+        "for every poison that takes .05 of a linear network's or LeNet-5's accuracy, where all seeds see all images",
     ),
     "C3": Claim(
         "SAL is lower under UEs and not under TAP", "paper, section 4",
@@ -92,7 +93,7 @@ def verdicts(
     return pd.DataFrame(rows)
 
 
-def _per_method(frame: pd.DataFrame, below: list[str], above: list[str], *, against: str, floor: float) -> dict:
+def _per_method(frame: pd.DataFrame, below: list[str], above: list[str], *, against: str, floor: float) -> Record:
     have = [m for m in below + above if m in set(frame["method"])]
     found = {m: tables.compare(frame, m, "ud_layers", against=against, log=True, floor=floor) for m in have}
     sides = {m: side(found[m], 1, above=m in above) for m in have}
@@ -106,7 +107,7 @@ def _per_method(frame: pd.DataFrame, below: list[str], above: list[str], *, agai
     }
 
 
-def _ranks(frame: pd.DataFrame) -> dict:
+def _ranks(frame: pd.DataFrame) -> Record:
     found = tables.rank_correlation(frame)
     interval = found["interval"]
     if interval is None:
@@ -124,26 +125,33 @@ TAKEN, LEFT = 0.5, 0.2  # C1: of the own task's gap at least, of another's at mo
 FEWEST_TASKS, FEWEST_POISONS = 2, 3
 
 
-def _crossed(protection: pd.DataFrame) -> dict:
+def _crossed(protection: pd.DataFrame) -> Record:
     """C1: how many poisons take their own task from a network of its own, and leave dense ones trained together."""
     own = protection[protection["own"] & (protection["regime"] == "single")].set_index("method")
-    dense = protection[protection["dense"] & (protection["regime"] == "multi")]
+    joint = protection[protection["regime"] == "multi"]
+    dense = joint[joint["dense"]]
     methods = [m for m in own.index if not m.startswith(tables.NOISE)]
     found = {m: _spared(own.loc[m], dense[dense["method"] == m]) for m in methods}
     open_, holding = (list(found.values()).count(kind) for kind in (UNDECIDED, HOLDS))
     verdict = HOLDS if holding >= FEWEST_POISONS else UNDECIDED if holding + open_ >= FEWEST_POISONS else FAILS
     return {
         "measured": "; ".join(
-            f"{m} own {own.protection[m]:.2f}, {_named(dense[dense['method'] == m])} ({found[m]})" for m in methods
+            f"{m} own {fixed(own.protection[m])} alone, jointly {_named(joint[joint['method'] == m])} ({found[m]})"
+            for m in methods
         ),
-        "interval": "; ".join(f"{m} own [{own.protection_low[m]:.2f}, {own.protection_high[m]:.2f}]" for m in methods),
+        "interval": "; ".join(f"{m} own {_span(own.loc[m], 'protection')}" for m in methods),
         "n": int(protection["n"].min()),
         "verdict": verdict if len(found) - list(found.values()).count(NOT_TESTED) >= FEWEST_POISONS else NOT_TESTED,
     }
 
 
-def _named(dense: pd.DataFrame) -> str:
-    return ", ".join(f"{row.task} {row.protection:.2f}" for row in dense.itertuples())
+def _named(tasks: pd.DataFrame) -> str:
+    listed = tasks[tasks["own"] | tasks["dense"]]
+    return ", ".join(f"{row.task} {fixed(row.protection)}" for row in listed.itertuples())
+
+
+def _span(row: pd.Series, name: str) -> str:
+    return f"[{fixed(row[f'{name}_low'])}, {fixed(row[f'{name}_high'])}]"
 
 
 def _spared(own: pd.Series, dense: pd.DataFrame) -> str:
@@ -161,26 +169,25 @@ SIMPLE = ("linear", "lenet5")  # C2's models
 PART, REGAINED = 0.5, 0.5  # C2: of the parameters at most, of the accuracy gap at least
 
 
-def _parted(paths: pd.DataFrame) -> dict:
+def _parted(paths: pd.DataFrame) -> Record:
     """C2: every poison that takes accuracy from a simple model, whose seeds see all images; one failure decides."""
     chosen = paths[paths["architecture"].isin(SIMPLE) & (paths["drawn"] == 1) & paths["recovered"].notna()]
     chosen = chosen[~chosen["method"].str.startswith(tables.NOISE)]
-    found = {f"{row.study} {row.method}": (row, _partly(row)) for row in chosen.itertuples()}
+    found = {f"{row.study} {row.method}": (row, _partly(row)) for _, row in chosen.iterrows()}
     return {
         "measured": "; ".join(
-            f"{name} {row.share:.2f} of the weights, {row.recovered:.2f} regained ({kind})"
+            f"{name} {fixed(row.share)} of the weights, {fixed(row.recovered)} regained ({kind})"
             for name, (row, kind) in found.items()
         ),
         "interval": "; ".join(
-            f"{name} [{row.share_low:.2f}, {row.share_high:.2f}], [{row.recovered_low:.2f}, {row.recovered_high:.2f}]"
-            for name, (row, _) in found.items()
+            f"{name} {_span(row, 'share')}, {_span(row, 'recovered')}" for name, (row, _) in found.items()
         ),
         "n": int(chosen["n"].min()) if found else 0,
         "verdict": all_of({name: kind for name, (_, kind) in found.items()}, list(found)) if found else NOT_TESTED,
     }
 
 
-def _partly(row) -> str:
+def _partly(row: Any) -> str:
     """One poison's verdict: more weights than in the null differ, fewer than half do, and moving them regains half.
 
     What moving them does is no evidence unless there are more than in the null.
@@ -195,17 +202,15 @@ def _partly(row) -> str:
     return all_of(parts, list(parts))
 
 
-def _interval(row, name: str) -> Interval:
+def _interval(row: pd.Series, name: str) -> Interval:
     return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row["n"]))
 
 
-def _listed(rows: pd.DataFrame, label: str, name: str) -> dict[str, str]:
+def _listed(rows: pd.DataFrame, label: str, name: str) -> Record:
     """The cells measured and interval for one value a row."""
     return {
-        "measured": "; ".join(f"{row[label]} {row[name]:.2f}" for _, row in rows.iterrows()),
-        "interval": "; ".join(
-            f"{row[label]} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]" for _, row in rows.iterrows()
-        ),
+        "measured": "; ".join(f"{row[label]} {fixed(row[name])}" for _, row in rows.iterrows()),
+        "interval": "; ".join(f"{row[label]} {_span(row, name)}" for _, row in rows.iterrows()),
         "n": int(rows["n"].min()),
     }
 
@@ -218,7 +223,7 @@ def _first_of(table: pd.DataFrame, place: list[str]) -> pd.DataFrame:
     return table[(table[place] == table[place].iloc[0]).all(axis=1)]
 
 
-def _defended(gains: pd.DataFrame) -> dict:
+def _defended(gains: pd.DataFrame) -> Record:
     """C6: JPEG's mean gain of UD lies above 0 and, paired by seed, above each other defense's."""
     gains = _first_of(gains, ["dataset", "architecture"])
     own, others = gains[gains["defense"] == JPEG], gains[gains["defense"] != JPEG]
@@ -233,7 +238,7 @@ def _defended(gains: pd.DataFrame) -> dict:
     return listed | {"verdict": all_of(parts, list(parts))}
 
 
-def _stronger(compared: pd.DataFrame) -> dict:
+def _stronger(compared: pd.DataFrame) -> Record:
     """C7: log UD of the transformer minus the largest of the CNNs', pooled and method by method."""
     compared = _first_of(compared, ["dataset", "transformer"])
     pooled, single = (compared[(compared["method"] == axes.POOLED) == which] for which in (True, False))
@@ -248,7 +253,7 @@ def _stronger(compared: pd.DataFrame) -> dict:
 
 def folder(path: str) -> pd.DataFrame:
     """All tables (.csv) of a folder, one below the other. Raises InputError if there is none."""
-    files = sorted(existing(located(path), "run `dvc repro` first").glob("*.csv"))
+    files = sorted(existing(located(path), tables.FIRST).glob("*.csv"))
     if not files:
-        raise InputError(f"{path} holds no .csv; run `dvc repro` first")
-    return pd.concat([pd.read_csv(file) for file in files], ignore_index=True)
+        raise InputError(f"{path} holds no .csv; {tables.FIRST}")
+    return pd.concat([tables.read(file) for file in files], ignore_index=True)

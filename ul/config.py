@@ -2,12 +2,18 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any, TypeVar
+
+Record = dict[str, Any]  # of a run, a poison or a claim: what is written as JSON
+Number = TypeVar("Number", int, float)
+
+OWN = "own"  # the method's name where the images are a user's
 
 
 class InputError(ValueError):
     """What a user gave cannot be used: one line that names the file or value and the mend."""
 
-    def _render_traceback_(self):
+    def _render_traceback_(self) -> list[str]:
         """Notebooks show the line alone (IPython's hook for custom tracebacks)."""
         return [f"InputError: {self}"]
 
@@ -19,7 +25,7 @@ def choose(name: str, choices: Collection[str], what: str) -> str:
     return name
 
 
-def at_least(value: float, low: float, what: str) -> float:
+def at_least(value: Number, low: float, what: str) -> Number:
     """`value` if it is not below `low`. Raises InputError that says so."""
     if not value >= low:
         raise InputError(f"{what} is {value}; it must be at least {low}")

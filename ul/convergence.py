@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +14,17 @@ from torch.nn.utils import vector_to_parameters
 
 from . import benchmark, data, defenses, landscape, metrics, models, paths, perturb, processes, records, scores, train
 from .benchmark import CLEAN
-from .config import InputError, at_least, choose, within
+from .config import InputError, Record, at_least, choose, within
 from .paths import Path
 
 
 class Features(nn.Module):
     """Principal components of images, each of unit variance: fixed, so that all weights are the classifier's."""
 
-    def __init__(self, images: Tensor, count: int):
+    mean: Tensor
+    axes: Tensor
+
+    def __init__(self, images: Tensor, count: int) -> None:
         super().__init__()
         x = perturb.to_float(images).flatten(1)
         mean = x.mean(0)
@@ -60,7 +64,7 @@ class Sets:
     features: Features | None
 
 
-def cells(config: Mapping) -> list[Cell]:
+def cells(config: Mapping[str, Any]) -> list[Cell]:
     """The cells of all methods and seeds from a notebook's parameters, clean first. Raises InputError."""
     if config["seeds"] < 3:
         raise InputError(f"seeds is {config['seeds']}; a spread over clean runs needs 3 or more")
@@ -129,7 +133,7 @@ def network(cell: Cell, given: Sets) -> nn.Module:
 class Run:
     """record: configuration and one row an epoch, from 0, the start; path: its weights; buffers: at the end."""
 
-    record: dict
+    record: Record
     path: Path
     accuracy: float  # on clean test images, 0..1
 
@@ -146,7 +150,8 @@ def follow(cell: Cell, given: Sets, keep: np.ndarray | None = None) -> Run:
     """Train one network and record where its weights go. keep: bool[p], parameters that stay at their start."""
     where, run = models.device(), cell.run
     with models.one_thread(where):
-        model = network(cell, given).to(where, memory_format=torch.channels_last)
+        # torch's types of `to` lack memory_format.
+        model = network(cell, given).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         look, history, own = _Look(cell, given, model, where), train.History(), drawn(cell, given.own)
         steps = run.recipe.epochs * -(-len(own) // run.recipe.batch_size)
         look(0, model)
@@ -187,7 +192,9 @@ def drawn(cell: Cell, split: data.Split) -> data.Split:
 class _Look:
     """Called after each epoch: losses and accuracies, gradient, distance from the start and, at probes, curvature."""
 
-    def __init__(self, cell: Cell, given: Sets, model: nn.Module, where: torch.device):
+    rows: list[Record]
+
+    def __init__(self, cell: Cell, given: Sets, model: nn.Module, where: torch.device) -> None:
         self.cell, self.rows, self.start = cell, [], landscape.vector(model)
         target = cell.run.target
         self.own = on(benchmark.sal_subset(drawn(cell, given.own), cell.looked), target, where)
@@ -271,7 +278,7 @@ def sets_of(mask: np.ndarray, gap: np.ndarray, owners: np.ndarray, *, seed: int)
 
 def transplants(
     cell: Cell, given: Mapping[str, Sets], own: Run, clean: Run, chosen: Mapping[str, np.ndarray]
-) -> list[dict]:  # fmt: skip
+) -> list[Record]:  # fmt: skip
     """Rows do ("transplant"), moved (name of the set), weights (how many), accuracy: what parts of a clean run bring.
 
     The clean run's end values of the chosen parameters, bool[p], are put into the poisoned network. With nothing moved

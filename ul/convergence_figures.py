@@ -1,12 +1,14 @@
 """Figures of the convergence study; they take arrays and tables and compute nothing that a table holds."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 
 from . import critical
@@ -24,7 +26,7 @@ LINES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 3)), (0, (1, 2))
 MARKERS = "osD^vP*X"
 
 
-def styles(names: Sequence[str]) -> dict[str, dict]:
+def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour, line and marker of each condition: told apart without colour as well."""
     return {
         name: {"color": colour(name), "linestyle": LINES[i % len(LINES)], "marker": MARKERS[i % len(MARKERS)]}
@@ -48,16 +50,16 @@ def epochs(frame: pd.DataFrame) -> Figure:
 
 def terrain(
     ax: Axes, loss: np.ndarray, xs: np.ndarray, ys: np.ndarray, *, norm: matplotlib.colors.Normalize | None = None
-):
+) -> QuadContourSet:
     """Filled contours of a loss surface [y,x] (nats), logarithmic; gives what a colour bar needs."""
     norm = norm or matplotlib.colors.LogNorm(max(loss.min(), 1e-4), loss.max())
-    levels = np.geomspace(norm.vmin, norm.vmax, 16)
+    levels = np.geomspace(cast(float, norm.vmin), cast(float, norm.vmax), 16)
     picture = ax.contourf(xs, ys, np.clip(loss, norm.vmin, norm.vmax), levels=levels, norm=norm, cmap="viridis")
     ax.contour(xs, ys, loss, levels=levels[::3], colors="white", linewidths=0.4)
     return picture
 
 
-def walk(ax: Axes, points: np.ndarray, name: str, look: Mapping) -> Axes:
+def walk(ax: Axes, points: np.ndarray, name: str, look: Mapping[str, Any]) -> Axes:
     """A path [t,2] on a plane; the end is marked large."""
     ax.plot(*points.T, label=name, markersize=2.5, linewidth=1.2, markeredgecolor="white", markeredgewidth=0.3, **look)
     ax.plot(*points[-1], marker=look["marker"], color=look["color"], markersize=7, markeredgecolor="white")
@@ -81,7 +83,11 @@ def plane(
         ax.locator_params(nbins=5)
     axes[0, 0].set_ylabel(labels[1])
     bar = figure.colorbar(
-        picture, ax=axes, label="loss (nats)", format="%.2g", ticks=np.geomspace(norm.vmin, norm.vmax, 6)
+        picture,
+        ax=axes,
+        label="loss (nats)",
+        format="%.2g",
+        ticks=np.geomspace(cast(float, norm.vmin), cast(float, norm.vmax), 6),
     )
     bar.ax.minorticks_off()
     figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=8, loc="outside upper center")
@@ -96,6 +102,8 @@ def between(lines: Mapping[str, Mapping[str, np.ndarray]], shares: np.ndarray) -
         for method, values in by_method.items():
             ax.plot(shares, values, label=method, markersize=3, **looks[method])
         ax.set(xlabel="from the clean (0) to the poisoned end (1)", ylabel=label)
+        if label.startswith("loss"):  # networks between two ends may be thousands of times worse than the ends
+            ax.set_yscale("log")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=8, loc="outside upper center")
     return figure
 

@@ -1,5 +1,7 @@
 """Which parameters take another path than they do in clean training, beyond what batch order alone does."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
@@ -7,8 +9,10 @@ from scipy import stats as scipy_stats
 LEVEL = 0.05  # false-discovery rate
 BLOCK = 2**16  # parameters that are worked on at once
 
+Runs = np.ndarray | Sequence[ArrayLike]  # float[r,t,p]: r paths
 
-def excess(path: ArrayLike, others: ArrayLike) -> np.ndarray:
+
+def excess(path: ArrayLike, others: Runs) -> np.ndarray:
     """How far float[t,p] runs from the mean of float[r,t,p], squared, over what one more of the r runs would: float[p].
 
     Both squares are means over the t points; the others' variance counts (1 + 1/r) times, as for a prediction. 0 for a
@@ -27,7 +31,7 @@ def _excess(own: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.divide(away, usual, out=np.zeros_like(away), where=usual > 0)
 
 
-def p_values(path: ArrayLike, others: ArrayLike) -> np.ndarray:
+def p_values(path: ArrayLike, others: Runs) -> np.ndarray:
     """float[p]: F test of `excess` with 1 and r - 1 degrees of freedom.
 
     Exact if a path is one normal number, conservative if its points vary independently.
@@ -35,7 +39,7 @@ def p_values(path: ArrayLike, others: ArrayLike) -> np.ndarray:
     return scipy_stats.f.sf(excess(path, others), 1, len(others) - 1)
 
 
-def differing(path: ArrayLike, others: ArrayLike, *, level: float = LEVEL) -> np.ndarray:
+def differing(path: ArrayLike, others: Runs, *, level: float = LEVEL) -> np.ndarray:
     """bool[p]: parameters whose path differs from the others', by Benjamini and Hochberg's procedure (1995) at `level`.
 
     Weights of a network move together, so that a run without any difference has many discoveries at times: compare
@@ -44,7 +48,7 @@ def differing(path: ArrayLike, others: ArrayLike, *, level: float = LEVEL) -> np
     return scipy_stats.false_discovery_control(p_values(path, others)) <= level
 
 
-def possible(path: ArrayLike, others: ArrayLike) -> float:
+def possible(path: ArrayLike, others: Runs) -> float:
     """The share of parameters that may differ, found or not: 1 - 2 P(p > .5), at least 0 (Storey 2002, lambda = .5)."""
     return max(0.0, 1 - 2 * float((p_values(path, others) > 0.5).mean()))
 

@@ -1,6 +1,7 @@
 """Figures of the cross-task study."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -88,7 +89,7 @@ def panels(rows: Mapping[str, Mapping[str, np.ndarray]], *, cell: float = 0.85) 
     size = (cell * len(columns) + 1.0, cell * len(rows) + 0.3)
     figure, axes = plt.subplots(len(rows), len(columns), figsize=size, squeeze=False)
     for line, (name, pictures) in zip(axes, rows.items(), strict=True):
-        flat = np.concatenate([np.ravel(p) for p in pictures.values() if p.ndim == 2] or [[0, 1]])
+        flat = np.concatenate([np.ravel(p) for p in pictures.values() if p.ndim == 2] or cast(Any, [[0, 1]]))
         limits = {"vmin": flat.min(), "vmax": flat.max()}
         for ax, (column, picture) in zip(line, pictures.items(), strict=True):
             show(ax, picture, column if ax in axes[0] else "", **limits)
@@ -113,7 +114,7 @@ def pairs(tables: Mapping[str, pd.DataFrame], column: str, names: Sequence[str])
 
 
 def predictions(
-    runs: Sequence[dict], test: Labelled, names: Sequence[str], *, views: int
+    runs: Sequence[dict[str, Any]], test: Labelled, names: Sequence[str], *, views: int
 ) -> dict[str, dict[str, np.ndarray]]:
     """Rows for `panels`: each task and view with the image, the label and every condition's outputs.
 

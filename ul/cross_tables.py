@@ -1,19 +1,20 @@
 """Tables of the cross-task study: scores, protection by task, Δ_m, and what SAL and gradients say about task pairs."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
 from . import stats, tables, tasks, ud
-from .config import InputError
+from .config import InputError, Record
 from .tables import CLEAN, NOISE
 
 UNINFORMED, JOINT = "uninformed", "joint"
 COLUMNS = ["dataset", "backbone", "regime", "method", "task", "seed", "metric", "value"]
 
 
-def scores(runs: Sequence[dict]) -> pd.DataFrame:
+def scores(runs: Sequence[Record]) -> pd.DataFrame:
     """One row a score: COLUMNS, the metric's value in its own unit.
 
     Regime "none" has the method "uninformed": the best constant predictor of the training labels, for every seed.
@@ -58,9 +59,9 @@ def protection(frame: pd.DataFrame, target: str) -> pd.DataFrame:
     return found
 
 
-def balance(runs: Sequence[dict], target: str) -> pd.DataFrame:
+def balance(runs: Sequence[Record], target: str) -> pd.DataFrame:
     """`protection` of joint networks for each way to balance the losses: its columns, `weighting` before them."""
-    groups = {}
+    groups: dict[str, list[Record]] = {}
     for run in runs:
         groups.setdefault(weighted(run["config"]["recipe"]), []).append(run)
     parts = []
@@ -71,18 +72,22 @@ def balance(runs: Sequence[dict], target: str) -> pd.DataFrame:
     return found[["weighting", *found.columns.drop("weighting")]]
 
 
-def weighted(recipe: Mapping) -> str:
+def weighted(recipe: Mapping[str, Any]) -> str:
     """A recipe's weighting and single tasks' weights in words: "equal", "equal, class_object x 10"."""
     return ", ".join([recipe["weighting"], *(f"{task} x {weight:g}" for task, weight in recipe["weights"])])
 
 
-def _beyond(shares: Mapping[tuple, np.ndarray], row: Mapping) -> np.ndarray:
+def _beyond(shares: Mapping[tuple[str, str, str], np.ndarray], row: Mapping[str, Any]) -> np.ndarray:
     """A poison's protections less those of noise, seed by seed; nan without noise over the same seeds."""
     own, noise = (shares.get((row["regime"], method, row["task"])) for method in (row["method"], NOISE))
-    return own - noise if noise is not None and len(noise) == len(own) else np.full(len(own), np.nan)
+    return (
+        own - noise
+        if noise is not None and len(noise) == len(cast(np.ndarray, own))
+        else np.full(len(cast(np.ndarray, own)), np.nan)
+    )
 
 
-def _paired(frame: pd.DataFrame) -> Iterator[tuple]:
+def _paired(frame: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
     """(regime, method, task, values, clean's, uninformed's) of all conditions but clean, arrays over the same seeds."""
     wide = frame.pivot(index="seed", columns=["regime", "method", "task"], values="value")
     for regime, method, task in wide.columns:
@@ -101,7 +106,7 @@ def delta_m(frame: pd.DataFrame) -> pd.DataFrame:
     Negative: worse; nan where clean training scores 0. The sign of a task whose metric is an error is turned
     (Vandenhende et al., TPAMI 2021, eq. 9).
     """
-    changes = {}
+    changes: dict[tuple[str, str], list[np.ndarray]] = {}
     for regime, method, task, own, clean, _ in _paired(frame):
         sign = 1 if tasks.NAMES[task].higher else -1
         change = np.divide(own - clean, clean, out=np.full(len(own), np.nan), where=clean != 0)
@@ -115,12 +120,12 @@ def delta_m(frame: pd.DataFrame) -> pd.DataFrame:
 # ---- Why -----------------------------------------------------------------------------------------------------------
 
 
-def matrix(run: dict, task: str) -> np.ndarray:
+def matrix(run: Record, task: str) -> np.ndarray:
     """SAL of the shared encoder for one task, float[epochs, layers], in units of the task's constant loss."""
     return np.array([probe["sal"][task] for probe in run["probes"]], dtype=float)
 
 
-def unlearnable(runs: Sequence[dict]) -> pd.DataFrame:
+def unlearnable(runs: Sequence[Record]) -> pd.DataFrame:
     """UD of the shared encoder by task and for the joint loss: rows method, task, n and UD over seeds (log scale)."""
     clean = {run["config"]["seed"]: run for run in runs if run["config"]["method"] == CLEAN}
     rows = []
@@ -139,7 +144,7 @@ def unlearnable(runs: Sequence[dict]) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def alike(runs: Sequence[dict]) -> pd.DataFrame:
+def alike(runs: Sequence[Record]) -> pd.DataFrame:
     """Task pairs at the last probe: cosine of their SAL vectors over layers and of their gradients.
 
     Rows method, task, other, n; sal and gradient with t-intervals over seeds.
@@ -159,7 +164,7 @@ def _cosine(a: Sequence[float], b: Sequence[float]) -> float:
     return float(a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-30))
 
 
-def layers(runs: Sequence[dict]) -> pd.DataFrame:
+def layers(runs: Sequence[Record]) -> pd.DataFrame:
     """SAL over the clean twin's at the last probe, geometric mean over seeds: rows method, task, layer, ratio."""
     clean = {run["config"]["seed"]: run["probes"][-1] for run in runs if run["config"]["method"] == CLEAN}
     rows = []

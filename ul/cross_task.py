@@ -1,9 +1,10 @@
 """The cross-task experiment: networks trained on one condition, together, one by one and on a frozen encoder."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from torch import Generator
@@ -24,7 +25,7 @@ from . import (
     weighting,
 )
 from .benchmark import CLEAN
-from .config import InputError, at_least, choose, probe_epochs
+from .config import OWN, InputError, Record, at_least, choose, probe_epochs
 from .labels import Labelled
 from .multitask import MultiTask, Recipe
 
@@ -59,8 +60,11 @@ class Cell:
     sal_images: int
 
 
-def cells(config: Mapping) -> list[Cell]:
-    """The cells of all methods and seeds from a notebook's parameters, clean first. Raises InputError."""
+def cells(config: Mapping[str, Any]) -> list[Cell]:
+    """The cells of all methods and seeds from a notebook's parameters, clean first, a file of one's own last.
+
+    Raises InputError.
+    """
     source = data.SOURCES[choose(config["dataset"], data.SOURCES, "data set")]
     for method in _distinct(config["methods"], "methods"):
         choose(method, poisons.NAMES, "method")
@@ -86,17 +90,21 @@ def cells(config: Mapping) -> list[Cell]:
     for method in config["methods"]:
         folder = config["poisons"]
         found.append(replace(first, method=method, poison=folder and f"{folder}/{first.dataset}-{method}.npz"))
+    if config["poison"]:
+        found.append(replace(first, method=OWN, poison=config["poison"]))
     return [replace(cell, seed=seed) for cell in found for seed in range(config["seeds"])]
 
 
-def variants(config: Mapping) -> list[Cell]:
+def variants(config: Mapping[str, Any]) -> list[Cell]:
     """Joint networks of clean and `balance_methods` with other `weightings`, then with the attacked task's loss
     weighing `own_weights` times as much; none without `balance_methods`. Raises InputError.
     """
     names = config["balance_methods"]
-    chosen = [replace(c, single=(), transfer=False, probes=()) for c in cells({**config, "methods": names})]
+    chosen = [
+        replace(c, single=(), transfer=False, probes=()) for c in cells({**config, "methods": names, "poison": None})
+    ]
     others = _distinct([config["weighting"], *config["weightings"]], "weighting and weightings")[1:]
-    changes = [{"weighting": _usable(name, config["encoder"])} for name in others]
+    changes: list[dict[str, Any]] = [{"weighting": _usable(name, config["encoder"])} for name in others]
     weights = [_positive(w, "own_weights") for w in _distinct(config["own_weights"], "own_weights")]
     changes += [{"weights": ((chosen[0].target, w),)} for w in weights]
     if not names:
@@ -104,7 +112,7 @@ def variants(config: Mapping) -> list[Cell]:
     return [replace(c, recipe=replace(c.recipe, **change)) for change in changes for c in chosen]
 
 
-def _distinct(values: Sequence, what: str) -> tuple:
+def _distinct(values: Sequence[Any], what: str) -> tuple[Any, ...]:
     """The values as a tuple. Raises InputError if one comes twice."""
     for value in values:
         if list(values).count(value) > 1:
@@ -138,7 +146,7 @@ class Sets:
 @lru_cache(maxsize=2)
 def _clean(
     dataset: str, root: str, size: int | None, limit: int | None, names: tuple[str, ...], rare: str, target: str
-):
+) -> tuple[Labelled, Labelled]:
     return labels.load(dataset, names, root=root, size=size, limit=limit, rare=rare, target=target)
 
 
@@ -160,7 +168,7 @@ def poisoned(cell: Cell) -> Labelled:
     ))  # fmt: skip
 
 
-def run(cell: Cell, sets: Sets | None = None, *, views: int = 0) -> dict:
+def run(cell: Cell, sets: Sets | None = None, *, views: int = 0) -> Record:
     """The record of one cell: configuration, scores by regime and task, SAL and gradient cosines by probed epoch.
 
     views: for seed 0, the joint network's outputs on this many test views are kept under `views`, as arrays [n,k,h,w].
@@ -184,9 +192,9 @@ def run(cell: Cell, sets: Sets | None = None, *, views: int = 0) -> dict:
     return record
 
 
-def _together(cell: Cell, images: Labelled, where: torch.device) -> tuple[MultiTask, list[dict], list[float]]:
+def _together(cell: Cell, images: Labelled, where: torch.device) -> tuple[MultiTask, list[Record], list[float]]:
     model = multitask.make(cell.encoder, cell.tasks, images, seed=cell.seed)
-    probes: list[dict] = []
+    probes: list[Record] = []
     look = _probe(cell, images, where)
     losses = multitask.fit(
         model, images, recipe=cell.recipe, seed=cell.seed, device=where,
@@ -195,14 +203,14 @@ def _together(cell: Cell, images: Labelled, where: torch.device) -> tuple[MultiT
     return model, probes, losses
 
 
-def _probe(cell: Cell, images: Labelled, where: torch.device):
+def _probe(cell: Cell, images: Labelled, where: torch.device) -> Callable[[int, MultiTask], Record]:
     """SAL by task and gradient cosines on the first images of the run's own training set."""
     chosen = torch.randperm(len(images), generator=Generator().manual_seed(0))[: cell.sal_images]
     x = perturb.to_float(images.images[chosen].to(where)).contiguous(memory_format=torch.channels_last)
     y = {t: images.labels[t][chosen].to(where) for t in cell.tasks}
     units = {t: multitask.unit(t, images.labels[t]) for t in cell.tasks}
 
-    def look(epoch: int, model: MultiTask) -> dict:
+    def look(epoch: int, model: MultiTask) -> Record:
         found = taskwise.sal_by_task(model, x, y, units, batch_size=benchmark.SAL_BATCH[where.type])
         by_task = {t: part["sal"].tolist() for t, part in found.groupby("task", sort=False)}
         first = found[found["task"] == found["task"].iloc[0]]
@@ -215,7 +223,7 @@ def _probe(cell: Cell, images: Labelled, where: torch.device):
 
 def _alone(cell: Cell, sets: Sets, where: torch.device) -> dict[str, float]:
     """A network of its own for each task, of the same budget."""
-    found = {}
+    found: dict[str, float] = {}
     for task in cell.single:
         model = multitask.make(cell.encoder, [task], sets.own, seed=cell.seed)
         multitask.fit(model, sets.own, recipe=cell.recipe, seed=cell.seed, device=where)
@@ -230,12 +238,12 @@ def _transferred(cell: Cell, model: MultiTask, sets: Sets) -> dict[str, float]:
     return multitask.evaluate(fresh, sets.test)
 
 
-def _configuration(cell: Cell, sets: Sets) -> dict:
+def _configuration(cell: Cell, sets: Sets) -> Record:
     settings = asdict(cell)
     settings["poison"] = cell.poison is not None
     del settings["root"]
     where = models.device()
-    contents = {"train": sets.own.split.digest(), "test": sets.test.split.digest()}
+    contents: Record = {"train": sets.own.split.digest(), "test": sets.test.split.digest()}
     contents |= {"train_images": len(sets.own), "test_images": len(sets.test)}
     machine = {"device": where.type, "threads": 1 if where.type == "cpu" else torch.get_num_threads()}
     uninformed = multitask.uninformed(cell.tasks, sets.train, sets.test)
@@ -243,7 +251,7 @@ def _configuration(cell: Cell, sets: Sets) -> dict:
             "uninformed": uninformed}  # fmt: skip
 
 
-def run_all(chosen: Sequence[Cell], *, jobs: int | None = None, views: int = 0) -> list[dict]:
+def run_all(chosen: Sequence[Cell], *, jobs: int | None = None, views: int = 0) -> list[Record]:
     """Records of all cells in order; on the CPU in `jobs` processes (default: one a core), each with one thread.
 
     The cells belong to one study: they differ in method, recipe and seed alone.
@@ -254,7 +262,7 @@ def run_all(chosen: Sequence[Cell], *, jobs: int | None = None, views: int = 0) 
     return processes.each(partial(run, views=views), work, f"{chosen[0].dataset} cross-task", jobs=jobs)
 
 
-def save(runs: Sequence[dict], path: str | None) -> None:
+def save(runs: Sequence[Record], path: str | None) -> None:
     """Write the records to one JSON file, without views; None writes nothing."""
     if path is not None:
         records.save({"runs": [{k: v for k, v in run.items() if k != "views"} for run in runs]}, path)

@@ -3,7 +3,7 @@
 import gzip
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,11 +44,15 @@ class Split:
         return records.digest(self.images.numpy(), *(self.targets[k].numpy() for k in sorted(self.targets)))
 
 
+Targets = Sequence[str] | None  # the names of those wanted; None: all there are
+Load = Callable[[Path, str, int | None, Targets, int | None], Split]  # (root, part, limit, targets, size)
+
+
 @dataclass(frozen=True)
 class Source:
     """How a data set is read and what a benchmark on it uses by default."""
 
-    load: Callable  # (root, part, limit, targets, size) -> Split
+    load: Load
     parts: tuple[str, ...]
     target: str  # the image-level target that poisons and classifiers use
     classes: int | None  # None: as many as the images have
@@ -111,10 +115,10 @@ def resized(split: Split, size: int) -> Split:
 # ---- CIFAR ---------------------------------------------------------------------------------------------------------
 
 
-def _cifar(folder: str, files_of: dict[str, list[str]], *, label_bytes: int, classes: int) -> Callable:
+def _cifar(folder: str, files_of: dict[str, list[str]], *, label_bytes: int, classes: int) -> Load:
     """A loader of binary records; of several label bytes the last is the class (CIFAR-100: coarse, then fine)."""
 
-    def read(root: Path, part: str, limit: int | None, targets, size) -> Split:
+    def read(root: Path, part: str, limit: int | None, targets: Targets, size: int | None) -> Split:
         name = {10: "CIFAR-10", 100: "CIFAR-100"}[classes]
         at = existing(root / folder, f"put {name}'s binary version there, or name another root")
         read_one = partial(_cifar_records, label_bytes=label_bytes, classes=classes)
@@ -145,7 +149,7 @@ def _check_labels(labels: np.ndarray, classes: int, path: Path) -> None:
 # ---- MNIST ---------------------------------------------------------------------------------------------------------
 
 
-def _mnist(root: Path, part: str, limit: int | None, targets, size) -> Split:
+def _mnist(root: Path, part: str, limit: int | None, targets: Targets, size: int | None) -> Split:
     stem = {"train": "train", "test": "t10k"}[part]
     images_at = _idx_path(root / "mnist", f"{stem}-images-idx3-ubyte")
     labels_at = _idx_path(root / "mnist", f"{stem}-labels-idx1-ubyte")
@@ -205,7 +209,7 @@ def embed_mnist(out: Path) -> int:
 # ---- Own photographs -----------------------------------------------------------------------------------------------
 
 
-def _photographs(root: Path, part: str, limit: int | None, targets, size: int | None) -> Split:
+def _photographs(root: Path, part: str, limit: int | None, targets: Targets, size: int | None) -> Split:
     paths, labels = folders.listed(root, part)
     rows = subset(len(paths), limit)
     images = np.stack([folders.read(paths[i], size or PHOTOGRAPH) for i in rows])
@@ -215,10 +219,16 @@ def _photographs(root: Path, part: str, limit: int | None, targets, size: int | 
 # ---- Taskonomy layout ----------------------------------------------------------------------------------------------
 
 
-def _views(name: str, folder: str, places: dict, classes: dict, always: tuple[str, ...] = ()) -> Callable:
+def _views(
+    name: str,
+    folder: str,
+    places: Mapping[str, Collection[str]],
+    classes: dict[str, taskonomy.Kept],
+    always: tuple[str, ...] = (),
+) -> Load:
     """A loader of views; places: buildings by part; always: domains that every view of this data set has."""
 
-    def read(root: Path, part: str, limit: int | None, targets, size: int | None) -> Split:
+    def read(root: Path, part: str, limit: int | None, targets: Targets, size: int | None) -> Split:
         at = existing(root / folder, PULL)
         domains = list(dict.fromkeys(["rgb", *([*always, *taskonomy.domains_in(at)] if targets is None else targets)]))
         if always and (missing := taskonomy.incomplete(at, domains)):

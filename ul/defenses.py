@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -170,7 +171,7 @@ def mixup(model: nn.Module, images: Tensor, targets: Tensor, rng: Generator) -> 
 
 
 @cache
-def _kornia(name: str, **options) -> nn.Module:
+def _kornia(name: str, **options: Any) -> nn.Module:
     from kornia import augmentation
 
     options = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}

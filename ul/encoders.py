@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ class Encoder(nn.Module):
 
     routed = False
 
-    def __init__(self, body: nn.Module, width: int, stride: int):
+    def __init__(self, body: nn.Module, width: int, stride: int) -> None:
         super().__init__()
         self.body, self.width, self.stride = body, width, stride
 
@@ -24,11 +25,11 @@ class Encoder(nn.Module):
         return self.body(x)
 
 
-def _residual(name: str, stride: int, *, coarse: bool = False, **options) -> Callable[..., Encoder]:
+def _residual(name: str, stride: int, *, coarse: bool = False, **options: Any) -> Callable[..., Encoder]:
     """A classifier of `models` without its pooling and last layer; coarse: its stem sees every second pixel."""
 
     def build(channels: int, size: int, tasks: Sequence[str], seed: int) -> Encoder:
-        network = models.make(name, channels=channels, classes=2, size=size, seed=seed, **options)
+        network: Any = models.make(name, channels=channels, classes=2, size=size, seed=seed, **options)
         if coarse:
             network.stem[0].stride = (2, 2)
         width = network.fc.in_features
@@ -38,7 +39,9 @@ def _residual(name: str, stride: int, *, coarse: bool = False, **options) -> Cal
     return build
 
 
-def _transformer(channels: int, size: int, tasks: Sequence[str], seed: int, *, width=96, depth=4, heads=3) -> Encoder:
+def _transformer(
+    channels: int, size: int, tasks: Sequence[str], seed: int, *, width: int = 96, depth: int = 4, heads: int = 3
+) -> Encoder:
     layers = models.transformer(channels, size, width=width, depth=depth, heads=heads)
     return Encoder(nn.Sequential(OrderedDict([*layers, ("map", vit.AsMap(models.patches(size)))])), width, PATCH)
 
@@ -52,7 +55,7 @@ class Experts(nn.Module):
     Mod-Squad's attention experts and its mutual-information loss are left out: only the perceptrons are mixed.
     """
 
-    def __init__(self, width: int, hidden: int, experts: int, chosen: int, tasks: Sequence[str]):
+    def __init__(self, width: int, hidden: int, experts: int, chosen: int, tasks: Sequence[str]) -> None:
         super().__init__()
         self.chosen = chosen
         self.experts = nn.ModuleList(vit.Perceptron(width, hidden) for _ in range(experts))
@@ -68,7 +71,7 @@ class Experts(nn.Module):
 class RoutedBlock(nn.Module):
     """A transformer block whose perceptron is a mixture that depends on the task."""
 
-    def __init__(self, width: int, heads: int, tasks: Sequence[str]):
+    def __init__(self, width: int, heads: int, tasks: Sequence[str]) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention, self.experts = vit.Attention(width, heads), Experts(width, 2 * width, 4, 2, tasks)
@@ -83,7 +86,7 @@ class ModSquad(nn.Module):
 
     routed = True
 
-    def __init__(self, channels: int, size: int, tasks: Sequence[str], *, width: int = 96, depth: int = 4):
+    def __init__(self, channels: int, size: int, tasks: Sequence[str], *, width: int = 96, depth: int = 4) -> None:
         super().__init__()
         self.width, self.stride = width, PATCH
         self.standardise, self.patches = models.Standardise(), vit.Patches(channels, size, PATCH, width)
@@ -102,7 +105,8 @@ def _mod_squad(channels: int, size: int, tasks: Sequence[str], seed: int) -> Mod
     return ModSquad(channels, size, tasks)
 
 
-NAMES: dict[str, Callable[..., nn.Module]] = {
+AnyEncoder = Encoder | ModSquad
+NAMES: dict[str, Callable[..., AnyEncoder]] = {
     "resnet8": _residual("resnet8", 4),
     "resnet8_coarse": _residual("resnet8", 8, coarse=True, width=16),  # twice as wide, and yet faster
     "resnet18": _residual("resnet18", 8),
@@ -114,7 +118,7 @@ NAMES: dict[str, Callable[..., nn.Module]] = {
 ROUTED = ("mod_squad",)  # whose features differ from task to task
 
 
-def make(name: str, *, channels: int, size: int, tasks: Sequence[str], seed: int) -> nn.Module:
+def make(name: str, *, channels: int, size: int, tasks: Sequence[str], seed: int) -> AnyEncoder:
     """An encoder for float images [n, channels, size, size], initialised from `seed` alone.
 
     It has `width` (channels of its map), `stride` (pixels of the image to one of the map) and `routed`: whether

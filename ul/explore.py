@@ -1,6 +1,7 @@
 """The planes as something to play with in Jupyter: a slider through training and a choice of conditions."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -8,8 +9,11 @@ from matplotlib import pyplot as plt
 from . import convergence_figures
 from .planes import View
 
+if TYPE_CHECKING:
+    from ipywidgets import VBox
 
-def planes(views: Mapping[str, View]):
+
+def planes(views: Mapping[str, View]) -> "VBox":
     """An ipywidgets box: which method's plane, which objective's surface, which paths, how many recorded points.
 
     views: by method. Needs a running notebook; the pipeline's executed copies show a still figure instead.
@@ -23,7 +27,7 @@ def planes(views: Mapping[str, View]):
     shown = widgets.SelectMultiple(options=list(first.paths), value=tuple(first.paths), description="paths")
     until = widgets.IntSlider(value=steps, min=1, max=steps, description="points")
 
-    def switch(change: dict) -> None:
+    def switch(change: dict[str, Any]) -> None:
         view = views[change["new"]]
         objective.options, shown.options, shown.value = list(view.surfaces), list(view.paths), tuple(view.paths)
 

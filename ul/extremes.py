@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf, isfinite
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -10,7 +11,7 @@ from torch import Generator, Tensor
 from .config import InputError
 
 SHRINK, GROW = 0.1, 2.0  # how much one step's length may differ from that of the step before it
-Objective = Callable[[Tensor, bool], tuple[float, Tensor | None]]  # (offset, gradient?) -> (loss, its gradient or None)
+Objective = Callable[[Tensor, bool], tuple[float, Any]]  # (offset, gradient?) -> (loss, its gradient or None)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Official archives of CIFAR and MNIST: resumable downloads, checked by SHA-256, unpacked within their folder."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -9,13 +10,15 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from .config import InputError, choose
 
 CHUNK = 1 << 18  # bytes read at once
+PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE)  # of what an archive may hold
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # not the archive's fault
 SECONDS = 60  # without an answer
 AGAIN = "run the same command again, it goes on where it stopped"
 
@@ -115,15 +118,25 @@ def _continue(url: str, part: Path, size: int, progress: Callable[[int], None]) 
 
 
 def _unpacked(path: Path, folder: Path, top: str) -> Path:
-    """The folder at the top of a tar. Links, devices and names that leave the folder are refused (PEP 706)."""
+    """The folder at the top of a gzipped tar of plain files and folders."""
     try:
-        with tarfile.open(path) as tar:
-            tar.extractall(folder, filter="data")
-    except tarfile.TarError as error:
-        raise InputError(f"{path}: {error}; remove it and fetch it again") from None
+        with tarfile.open(path, "r:gz") as tar:
+            tar.extractall(folder, filter=_plain)
+    except Exception as error:  # damaged archives raise many types
+        if getattr(error, "errno", None) in FULL:
+            raise
+        raise InputError(f"{path}: {' '.join(str(error).split())[:200]}; remove it and fetch it again") from None
     if not (folder / top).is_dir():
         raise InputError(f"{path}: holds no folder {top}; remove it and fetch it again")
     return folder / top
+
+
+def _plain(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
+    """Refuse links, devices and names that are absolute or climb; PEP 706 sees to owners and modes."""
+    name = PurePosixPath(member.name)
+    if member.type not in PLAIN or name.is_absolute() or ".." in name.parts:
+        raise tarfile.TarError(f"{member.name[:80]!r} is a link, a device, or outside the archive's folder")
+    return tarfile.data_filter(member, folder)
 
 
 def _gathered(paths: list[Path], folder: Path) -> Path:

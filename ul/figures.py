@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -13,6 +14,10 @@ from matplotlib.figure import Figure
 
 from .records import write_bytes
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.typing import RcKeyType
+
 # A method keeps its colour in every figure. The headline methods have Okabe and Ito's colours, the others Tol's muted
 # ones: both are told apart by colour-blind readers, though not all of both together.
 COLOURS = {
@@ -21,7 +26,7 @@ COLOURS = {
     "dc": "#999933", "ntga": "#DDCC77", "em_classwise": "#CC6677", "em_ops": "#AA4499", "noise_classwise": "#555555",
 }  # fmt: skip
 ABREAST = 8  # heat maps in a row, at most
-STYLE = {
+STYLE: "dict[RcKeyType, Any]" = {
     "svg.hashsalt": "ul", "svg.fonttype": "none", "font.size": 8, "axes.titlesize": 9, "axes.spines.top": False,
     "axes.spines.right": False, "figure.dpi": 110, "savefig.dpi": 160, "figure.constrained_layout.use": True,
     "legend.frameon": False, "image.cmap": "viridis",
@@ -56,7 +61,7 @@ def colour(method: str) -> str:
     return COLOURS.get(method, "#7f6a4f")
 
 
-def show(ax: Axes, image: np.ndarray, title: str = "", **options) -> Axes:
+def show(ax: Axes, image: np.ndarray, title: str = "", **options: Any) -> Axes:
     """An image [c,h,w] (c = 1 or 3) or [h,w] without axes."""
     image = np.asarray(image)
     if image.ndim == 3:
@@ -109,7 +114,7 @@ def heat_maps(
     return figure
 
 
-def intervals(ax: Axes, frame, column: str, *, label: str, ratio: bool = False) -> Axes:
+def intervals(ax: Axes, frame: "pd.DataFrame", column: str, *, label: str, ratio: bool = False) -> Axes:
     """One point with its 95 % interval for each row of a summary table (columns column, column_low, column_high).
 
     ratio: on a logarithmic axis with a line at 1.
@@ -127,16 +132,17 @@ def intervals(ax: Axes, frame, column: str, *, label: str, ratio: bool = False) 
     return ax
 
 
-def scatter(ax: Axes, frame, *, x: str, y: str, labels: tuple[str, str]) -> Axes:
-    """A point a run, coloured and named by method at its mean."""
+def scatter(ax: Axes, frame: "pd.DataFrame", *, x: str, y: str, labels: tuple[str, str]) -> Axes:
+    """A point a run, coloured by method; the point nearest to a method's mean has its name."""
     for method, part in frame.groupby("method", sort=False):
         ax.plot(part[x], part[y], "o", color=colour(method), alpha=0.6, markersize=4)
-        ax.annotate(method, (part[x].mean(), part[y].mean()), textcoords="offset points", xytext=(6, 4))
+        place = ((part[[x, y]] - part[[x, y]].mean()) ** 2).sum(axis=1).idxmin()
+        ax.annotate(method, tuple(part.loc[place, [x, y]]), textcoords="offset points", xytext=(6, 4))
     ax.set(xlabel=labels[0], ylabel=labels[1])
     return ax
 
 
-def bumps(ax: Axes, values, *, label: str) -> Axes:
+def bumps(ax: Axes, values: "pd.DataFrame", *, label: str) -> Axes:
     """How the order of methods changes from one column to the next: rank 1 has the largest value.
 
     values: DataFrame, a row a method, a column a place (a defense, an architecture); nan: no value there.
@@ -152,7 +158,7 @@ def bumps(ax: Axes, values, *, label: str) -> Axes:
     return ax
 
 
-def rankings(values, table) -> Figure:
+def rankings(values: "pd.DataFrame", table: "pd.DataFrame") -> Figure:
     """How choices place methods: one row a choice, by name and in order.
 
     values: DataFrame with a column a method. table: DataFrame with tau and accuracy_tau and their intervals.
@@ -179,13 +185,17 @@ def curves(
     ax: Axes, lines: dict[str, np.ndarray], *, ylabel: str, epochs: Sequence[int] | None = None, band: bool = True
 ) -> Axes:
     """float[seeds, epochs] a method: mean over seeds, with the range as a band; epochs: from 1 unless told."""
-    for name, values in lines.items():
+    looks = ("-", "--", "-.", ":")  # lines that lie on each other stay visible
+    for i, (name, values) in enumerate(lines.items()):
         values = np.atleast_2d(values)
         at = np.arange(1, values.shape[1] + 1) if epochs is None else epochs
-        ax.plot(at, values.mean(0), color=colour(name), label=f"{name} (n={len(values)})", marker="" if band else "o")
+        label, marker, line = f"{name} (n={len(values)})", "" if band else "o", looks[i % len(looks)]
+        ax.plot(at, values.mean(0), color=colour(name), label=label, marker=marker, linestyle=line)
         if band:
             ax.fill_between(at, values.min(0), values.max(0), color=colour(name), alpha=0.2, linewidth=0)
     ax.set(xlabel="epoch", ylabel=ylabel)
+    if epochs is not None:
+        ax.set_xticks(epochs)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)  # above the axes: inside it would lie on some line
     return ax
 

@@ -1,14 +1,18 @@
 """Files of poisoned images: .npz, .safetensors and APBench's folders of PNG, read and written as plain arrays."""
 
 import io
+import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+from numpy.lib import format as npy
 
-from . import records
+from . import folders, records
 from .config import InputError, choose
 
 Arrays = dict[str, np.ndarray]
@@ -62,8 +66,8 @@ def _kinds() -> str:
 
 def _read_npz(path: Path) -> Arrays:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+        with zipfile.ZipFile(path) as file:
+            return {info.filename.removesuffix(".npy"): _array(file, info) for info in file.infolist()}
     except Exception as error:  # zip, header and decompression errors are of many types
         kind = type(error).__name__
         raise InputError(
@@ -71,9 +75,20 @@ def _read_npz(path: Path) -> Arrays:
         ) from None
 
 
+def _array(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """One array of an .npz; unlike `np.load` it takes no memory for more values than there are."""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("compressed in a way that numpy does not write")
+    raw = file.read(info)
+    stream = io.BytesIO(raw)
+    read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
+    shape, columns_first, dtype = read_header(stream)
+    return np.frombuffer(raw, dtype, offset=stream.tell()).reshape(shape, order="F" if columns_first else "C").copy()
+
+
 def _write_npz(arrays: Arrays, path: Path) -> None:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **cast("dict[str, Any]", arrays))
     records.write_bytes(path, buffer.getvalue())
 
 
@@ -97,7 +112,10 @@ def _write_safetensors(arrays: Arrays, path: Path) -> None:
 def _read_folder(path: Path) -> Arrays:
     """`<index>.png` for every index from 0, in the folder or in its `data` folder (APBench's layout); no labels."""
     folder = path / "data" if (path / "data").is_dir() else path
-    files = {int(file.stem): file for file in folder.glob("*.png") if file.stem.isdecimal()}
+    found = [file for file in folder.glob("*.png") if file.stem.isdecimal()]
+    files = {int(file.stem): file for file in found}
+    if len(files) < len(found):
+        raise InputError(f"{folder}: two files have one number, as in 1.png and 01.png; keep one of each")
     if not files:
         raise InputError(f"{folder}: holds no <index>.png; name the folder that holds 0.png, 1.png, ...")
     if missing := set(range(len(files))) - set(files):
@@ -113,10 +131,8 @@ def _read_folder(path: Path) -> Arrays:
 
 
 def _read_png(path: Path) -> np.ndarray:
-    from PIL import Image
-
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with folders.opened(path, ("PNG",)) as image:
             pixels = np.asarray(image)
             mode = image.mode
     except Exception as error:  # damaged files raise many types
@@ -131,12 +147,17 @@ def _write_folder(arrays: Arrays, path: Path) -> None:
 
     if path.exists():
         raise InputError(f"{path} exists; remove it or name another folder")
-    part = path.with_name(f".{path.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    (part / "data").mkdir(parents=True)
-    for index, image in enumerate(arrays["images"]):
-        Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(part / "data" / f"{index}.png")
-    part.rename(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        (part / "data").mkdir(parents=True)
+        for index, image in enumerate(arrays["images"]):
+            Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(part / "data" / f"{index}.png")
+        part.rename(path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say where
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 FORMATS: dict[str, Format] = {

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from . import benchmark, convergence, landscape, metrics, models, processes, sal, tables, train, ud
 from .benchmark import CLEAN
-from .config import InputError
+from .config import InputError, Record
 from .convergence import Cell, Sets
 from .defenses import make
 from .sal import frozen
@@ -60,13 +60,13 @@ def measure(cells: Sequence[Cell], given: Mapping[str, Sets], radii: Sequence[fl
     return pd.DataFrame(rows)
 
 
-def _measured(cell: Cell, given: Mapping[str, Sets], radius: float) -> tuple[dict, np.ndarray]:
+def _measured(cell: Cell, given: Mapping[str, Sets], radius: float) -> tuple[Record, np.ndarray]:
     where = models.device()
     with models.one_thread(where):
         return _trained(cell, given, radius, where)
 
 
-def _trained(cell: Cell, given: Mapping[str, Sets], radius: float, where: torch.device) -> tuple[dict, np.ndarray]:
+def _trained(cell: Cell, given: Mapping[str, Sets], radius: float, where: torch.device) -> tuple[Record, np.ndarray]:
     run, sets = cell.run, given[cell.run.method]
     model = convergence.network(cell, sets)
     train.fit(

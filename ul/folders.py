@@ -1,12 +1,20 @@
 """A user's own photographs: one folder a class, read as square images of one size."""
 
+import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .config import InputError, existing
 
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+# By contents, whatever the name says: for EPS, for example, Pillow would start another program.
+KINDS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
+DENSEST = 8 * 1032  # pixels a byte: one bit each, deflated as far as that goes
 LAYOUT = "put the images into <root>/train/<class>/ and <root>/test/<class>/"
 
 
@@ -35,6 +43,17 @@ def _classes(folder: Path) -> list[Path]:
     return found
 
 
+def opened(path: Path, kinds: tuple[str, ...]) -> "Picture":
+    """Pillow's image, not yet decoded. Raises ValueError if its header promises more pixels than its bytes can hold."""
+    from PIL import Image
+
+    raw = path.read_bytes()  # from a file Pillow asks for as many bytes as a damaged header says
+    image = Image.open(io.BytesIO(raw), formats=kinds)
+    if image.width * image.height > DENSEST * len(raw):
+        raise ValueError("more pixels than the file can hold")
+    return image
+
+
 def read(path: Path, size: int) -> np.ndarray:
     """One image as uint8[3,size,size]: turned upright, RGB, the middle square, area means.
 
@@ -43,7 +62,7 @@ def read(path: Path, size: int) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as image:
+        with opened(path, KINDS) as image:
             image = ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:  # damaged files raise many types
         raise InputError(f"{path}: not a readable image ({type(error).__name__}); remove or export it again") from None

@@ -1,6 +1,7 @@
 """What one layer's weights reach: a traced network, cut before that layer, with frozen batch norms folded away."""
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -8,6 +9,8 @@ from torch.fx.passes.split_module import split_module
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .config import InputError
+
+Parts = tuple[Callable[[Tensor], tuple[Any, ...]], nn.Module]  # head and tail of a network
 
 
 def traced(model: nn.Module, images: Tensor) -> fx.GraphModule | None:
@@ -25,7 +28,7 @@ def traced(model: nn.Module, images: Tensor) -> fx.GraphModule | None:
     return graph if same else None
 
 
-def cut(model: nn.Module, graph: fx.GraphModule | None, layer: str) -> tuple[Callable, nn.Module]:
+def cut(model: nn.Module, graph: fx.GraphModule | None, layer: str) -> Parts:
     """(head, tail) with tail(*head(x)) = model(x); what `layer` does not reach is in the head, and only there.
 
     layer: a name in model.named_modules(). The tail holds the layer itself and frozen copies of the rest of what it
@@ -40,7 +43,7 @@ def cut(model: nn.Module, graph: fx.GraphModule | None, layer: str) -> tuple[Cal
     if not reached:
         raise InputError(f"the network never calls {layer}; name other layers")
     parts = split_module(graph, model, lambda node: int(node in reached), keep_original_order=True)
-    return _until(parts, "submod_1"), _folded(parts.submod_1, probed)
+    return _until(parts, "submod_1"), _folded(cast(fx.GraphModule, parts.submod_1), probed)
 
 
 def normalised(graph: fx.GraphModule) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
@@ -51,7 +54,7 @@ def normalised(graph: fx.GraphModule) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
 
 def _reached(graph: fx.GraphModule, module: nn.Module) -> set[fx.Node]:
     """The nodes that depend on what `module` returns, its calls among them."""
-    reached = set()
+    reached: set[fx.Node] = set()
     for node in graph.graph.nodes:
         calls = node.op == "call_module" and graph.get_submodule(node.target) is module
         if calls or reached.intersection(node.all_input_nodes):
@@ -84,7 +87,7 @@ def _folded(tail: fx.GraphModule, probed: nn.Module) -> fx.GraphModule:
     return tail
 
 
-def _pair(node: fx.Node, modules: dict) -> tuple[nn.Conv2d, nn.BatchNorm2d] | None:
+def _pair(node: fx.Node, modules: dict[Any, nn.Module]) -> tuple[nn.Conv2d, nn.BatchNorm2d] | None:
     """(convolution, batch norm) if `node` is a batch norm that alone reads a convolution."""
     before = node.args[0] if node.op == "call_module" and node.args else None
     if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:

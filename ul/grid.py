@@ -4,25 +4,23 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import mkdtemp
 from types import MappingProxyType
+from typing import Any, cast
 
 import joblib
 
 from . import benchmark, data, models, processes, records
 from .benchmark import CLEAN, AtEnd, Cell, Sal
-from .config import InputError, choose
+from .config import OWN, InputError, Record, choose
 
 # What a run's numbers depend on besides its cell and its images; an edit of any of them makes kept cells worthless.
 CODE = ("benchmark", "defenses", "extremes", "graph", "metrics", "models", "perturb", "public", "sal", "train", "vit")
-
-
-OWN = "own"  # the method's name where the images are a user's
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Failure:
 
 
 def conditions(
-    config: Mapping, methods: Sequence[str], *, poisons: str | None = None, baseline: bool = True
+    config: Mapping[str, Any], methods: Sequence[str], *, poisons: str | None = None, baseline: bool = True
 ) -> list[Cell]:  # fmt: skip
     """The cells of several methods in one setting, all seeds of one method after another, each cell once.
 
@@ -87,27 +85,41 @@ def identity(cell: Cell, images: data.Split, also: Mapping[str, Sal]) -> str:
     return hashlib.sha256(json.dumps([settings, ways, *contents], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _machine() -> list:
+def _machine() -> list[Any]:
     """What numbers depend on beside code: the kind of device and versions, that of the JPEG coder among them."""
     return [models.device().type, records.versions(), version("pillow")]
 
 
-def _kept(path: Path | None, cell: Cell) -> dict | None:
+def _kept(path: Path | None, cell: Cell) -> Record | None:
     """The record of a finished cell; None if there is none, it cannot be read, or another machine's process made it."""
     if path is None or not path.exists():
         return None
     try:
         found = records.load(path)
+        if found.pop("seal", None) != _seal(found):
+            raise InputError("not as it was written")
         if [found["machine"]["device"], found["versions"]] != _machine()[:2]:
             return None
+        found["config"]["poison"] = cell.poison is not None
+        return found
     except (InputError, KeyError, TypeError) as error:
         records.note(f"{path}: {_reason(error)}; it is trained again")
         return None
-    found["config"]["poison"] = cell.poison is not None
-    return found
 
 
-def _finish(cell: Cell, images: data.Split | Failure, path: Path | None, options: Mapping) -> dict | Failure:
+def _seal(record: Record) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sealed(record: Record) -> Record:
+    """A record with a checksum of itself, so that a kept cell with a changed digit is not taken for a result."""
+    record = records.rounded(record)
+    return record | {"seal": _seal(record)}
+
+
+def _finish(
+    cell: Cell, images: data.Split | Failure, path: Path | None, options: Mapping[str, Any]
+) -> Record | Failure:
     """The record of a cell: the kept one, or a new one, kept at once by the process that made it."""
     if isinstance(images, Failure):
         return replace(images, cell=cell)
@@ -116,7 +128,7 @@ def _finish(cell: Cell, images: data.Split | Failure, path: Path | None, options
     try:
         record = benchmark.run(cell, images, **options)
         if path is not None:
-            records.save(record, path)
+            records.save(sealed(record), path)
         return record
     except Exception as error:  # whatever it is, the other cells go on
         return Failure(cell, _reason(error))
@@ -133,21 +145,25 @@ def _images(cell: Cell) -> data.Split | Failure:
         return Failure(cell, _reason(error))
 
 
-def _tasks(chosen: Sequence[Cell], images: data.Split | None, store: Path | None, options: Mapping) -> Iterator[tuple]:
+def _tasks(
+    chosen: Sequence[Cell], images: data.Split | None, store: Path | None, options: Mapping[str, Any]
+) -> Iterator[tuple[Any, ...]]:
     """What `_finish` takes, cell by cell; images are made once for seeds that follow one another."""
     shared, current = None, images
     for cell in chosen:
         if images is None and replace(cell, seed=0) != shared:
             shared, current = replace(cell, seed=0), _images(cell)
         known = store is not None and not isinstance(current, Failure)
-        path = store / f"{identity(cell, current, options['also'])}.json" if known else None
+        path = (
+            cast(Path, store) / f"{identity(cell, cast(data.Split, current), options['also'])}.json" if known else None
+        )
         yield cell, current, path, options
 
 
 # ---- Where they run ------------------------------------------------------------------------------------------------
 
 
-Place = tuple[dict, str]  # joblib's configuration, and how results come back
+Place = tuple[dict[str, Any], str]  # joblib's configuration, and how results come back
 
 
 @contextmanager
@@ -166,7 +182,7 @@ def _ray(jobs: int, address: str | None) -> Iterator[Place]:
     import ray
     from ray.util.joblib import register_ray
 
-    own = {} if address else {"num_cpus": jobs, "include_dashboard": False}
+    own: dict[str, Any] = {} if address else {"num_cpus": jobs, "include_dashboard": False}
     ray.init(address=address, log_to_driver=False, **own)
     register_ray()
     try:
@@ -180,7 +196,7 @@ def _ray(jobs: int, address: str | None) -> Iterator[Place]:
 
 
 HERE = "processes"
-CLUSTERS: dict[str, Callable] = {"dask": _dask, "ray": _ray}
+CLUSTERS: dict[str, Callable[[int, str | None], AbstractContextManager[Place]]] = {"dask": _dask, "ray": _ray}
 # What the backends raise for a process that died.
 LOST = ("TerminatedWorkerError", "BrokenProcessPool", "KilledWorker", "WorkerCrashedError", "ActorDiedError")
 
@@ -189,7 +205,7 @@ def run_all(
     chosen: Sequence[Cell], images: data.Split | None = None, *, jobs: int | None = None, backend: str = HERE,
     address: str | None = None, store: Path | str | None = None, also: Mapping[str, Sal] = MappingProxyType({}),
     at_end: AtEnd | None = None,
-) -> list[dict]:  # fmt: skip
+) -> list[Record]:  # fmt: skip
     """Records of all cells in order; a failed cell does not stop the others.
 
     images: what all of them train on (default: each its own). jobs: how many at once (default: one a core, one on a
@@ -221,13 +237,15 @@ def run_all(
         raise InputError(f"{len(failed)} of {len(found)} runs failed: {reasons} ({_where(store)})")
     if own is not None:
         shutil.rmtree(own)
-    return found
+    return cast(list[Record], found)
 
 
 def _where(store: Path | None) -> str:
     return f"finished runs are kept in {store}" if store else "nothing was kept"
 
 
-def _on_cluster(tasks: Iterator[tuple], place, label: str, total: int) -> list[dict | Failure]:
+def _on_cluster(
+    tasks: Iterator[tuple[Any, ...]], place: AbstractContextManager[Place], label: str, total: int
+) -> list[Record | Failure]:
     with place as (options, how), joblib.parallel_config(**options), joblib.Parallel(return_as=how) as parallel:
         return list(records.progress(parallel(joblib.delayed(_finish)(*task) for task in tasks), label, total))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from .config import InputError, choose, existing, located
 from .data import Split
 from .taskonomy import domains_in
 
+RARE = ("error", "drop")  # what happens to test views of a class that training never shows
 FEWEST_VALID = 0.02  # share of a part's pixels that a dense task needs
 
 
@@ -34,6 +36,9 @@ class Labelled:
         return len(self.split)
 
 
+Both = tuple[Labelled, Labelled]  # train, test
+
+
 def load(
     dataset: str,
     names: Sequence[str],
@@ -43,7 +48,7 @@ def load(
     limit: int | None,
     rare: str = "error",
     target: str | None = None,
-) -> tuple[Labelled, Labelled]:
+) -> Both:
     """(train, test) of a data set with labels for these tasks; the test part is limited to half as many images.
 
     target: the image-level target that poisons are made for, kept in `split`; None: the data set's own. Maps are in
@@ -57,11 +62,12 @@ def load(
     parts = [read(dataset, part, names, root=root, size=size, limit=limits[part], target=target) for part in limits]
     for name in names:
         if not tasks.NAMES[name].dense:
-            parts[1] = _learnable(*parts, name, choose(rare, ("error", "drop"), "way with rare classes"))
+            # There are two parts, which a list cannot tell mypy.
+            parts[1] = _learnable(*parts, name, choose(rare, RARE, "way with rare classes"))  # type: ignore[call-arg, arg-type]
     packed = [{n: pack(part, n) for n in names} for part in parts]
     for name in names:
         _scale(name, *(labels[name] for labels in packed))
-    return tuple(Labelled(part, labels) for part, labels in zip(parts, packed, strict=True))
+    return cast(Both, tuple(Labelled(part, labels) for part, labels in zip(parts, packed, strict=True)))
 
 
 def read(
@@ -128,7 +134,7 @@ def pack(split: Split, name: str) -> Tensor:
     task = tasks.NAMES[name]
     if not task.dense:
         return split.targets[name]
-    packed = task.pack(split.targets, name)
+    packed = cast(tasks.Pack, task.pack)(split.targets, name)
     share = packed[:, -1].mean().item()
     if share < FEWEST_VALID:
         raise InputError(

@@ -137,7 +137,9 @@ def _sums(quick: nn.Module, plane: Plane, xs: Tensor, ys: Tensor, block: tuple[T
     return torch.cat(out).view(len(ys), len(xs))
 
 
-def _outputs(run: Callable, xs: Tensor, here: tuple[Tensor, Tensor], step: tuple[Tensor, Tensor]) -> Tensor:
+def _outputs(
+    run: Callable[..., Tensor], xs: Tensor, here: tuple[Tensor, Tensor], step: tuple[Tensor, Tensor]
+) -> Tensor:
     """What `run` gives for weights and activations here + x step, for all x, one below the other."""
     if len(xs) == 1:  # as fast as it gets on a CPU: vmap's grouped convolutions are slower
         return run(*(torch.add(a, b, alpha=xs.item()) for a, b in zip(here, step, strict=True)))
@@ -167,7 +169,9 @@ def _named(model: nn.Module, weights: Tensor) -> dict[str, Tensor]:
 class Given(nn.Module):
     """In the place of a layer: returns `value`, whatever it is called with."""
 
-    def __init__(self):
+    value: Tensor
+
+    def __init__(self) -> None:
         super().__init__()
         self.register_buffer("value", torch.zeros(()))
 

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class Standardise(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 5 left; projection where the shape changes)."""
 
-    def __init__(self, inner: int, outer: int, stride: int):
+    def __init__(self, inner: int, outer: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outer)
@@ -43,7 +44,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions, four times as wide outside, and a shortcut (He et al. 2016, figure 5 right)."""
 
-    def __init__(self, inner: int, outer: int, stride: int):
+    def __init__(self, inner: int, outer: int, stride: int) -> None:
         super().__init__()
         middle = outer // 4
         sides = [(inner, middle, 1, 1), (middle, middle, 3, stride), (middle, outer, 1, 1)]
@@ -59,7 +60,7 @@ class Bottleneck(nn.Module):
 class SqueezeBlock(BasicBlock):
     """A basic block whose channels are weighted by what all of the map says (Hu et al. 2018, figure 3)."""
 
-    def __init__(self, inner: int, outer: int, stride: int, *, reduction: int = 16):
+    def __init__(self, inner: int, outer: int, stride: int, *, reduction: int = 16) -> None:
         super().__init__(inner, outer, stride)
         narrow = max(outer // reduction, 4)
         self.squeeze = nn.Sequential(
@@ -162,7 +163,7 @@ NAMES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def make(name: str, *, channels: int, classes: int, size: int, seed: int, **options) -> nn.Module:
+def make(name: str, *, channels: int, classes: int, size: int, seed: int, **options: Any) -> nn.Module:
     """A network for float images [n, channels, size, size] in [0, 1], initialised from `seed` alone.
 
     Raises InputError for an unknown name or images below 16 pixels.

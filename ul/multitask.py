@@ -3,9 +3,12 @@
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from . import encoders, perturb, tasks, train, weighting
 from .config import InputError
@@ -29,7 +32,7 @@ class Recipe:
 class MultiTask(nn.Module):
     """encoder and one head a task; forward gives every task's outputs."""
 
-    def __init__(self, encoder: nn.Module, heads: dict[str, nn.Module]):
+    def __init__(self, encoder: encoders.AnyEncoder, heads: dict[str, nn.Module]) -> None:
         super().__init__()
         self.encoder, self.heads = encoder, nn.ModuleDict(heads)
 
@@ -50,7 +53,7 @@ class MultiTask(nn.Module):
 class OneTask(nn.Module):
     """One task's outputs of a multi-task network, which it shares weights with."""
 
-    def __init__(self, network: MultiTask, task: str):
+    def __init__(self, network: MultiTask, task: str) -> None:
         super().__init__()
         self.encoder, self.head, self.task = network.encoder, network.heads[task], task
 
@@ -65,13 +68,13 @@ def make(encoder: str, names: Sequence[str], data: Labelled, *, seed: int) -> Mu
     return MultiTask(body, {name: head(body, name, data, seed) for name in names})
 
 
-def head(encoder: nn.Module, name: str, data: Labelled, seed: int) -> nn.Module:
+def head(encoder: encoders.AnyEncoder, name: str, data: Labelled, seed: int) -> nn.Module:
     """A new head of one task for an encoder; heads of two tasks start differently."""
     task = tasks.NAMES[name]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
         if task.dense:
-            return encoders.dense_head(encoder.width, task.outputs, encoder.stride)
+            return encoders.dense_head(encoder.width, cast(int, task.outputs), encoder.stride)
         return encoders.class_head(encoder.width, int(data.labels[name].max()) + 1)
 
 
@@ -80,7 +83,7 @@ def head(encoder: nn.Module, name: str, data: Labelled, seed: int) -> nn.Module:
 
 def fit(
     model: MultiTask, data: Labelled, *, recipe: Recipe, seed: int, device: torch.device,
-    on_epoch: Callable[[int, MultiTask], None] | None = None,
+    on_epoch: Callable[[int, MultiTask], object] | None = None,
 ) -> list[float]:  # fmt: skip
     """Train in place on the tasks that the model has heads for; the mean loss of every epoch.
 
@@ -89,7 +92,8 @@ def fit(
     on_epoch(epoch, model): after each epoch, counted from 1. Raises InputError if the loss is no longer finite.
     """
     names, rng = list(model.heads), Generator().manual_seed(seed)
-    model.to(device, memory_format=torch.channels_last)
+    # torch's types of `to` lack memory_format.
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     joint = weighting.make(recipe.weighting, names).to(device)
     units = _units(data, names, recipe)
     stacked, classes = _stack(data, names, device)
@@ -168,7 +172,10 @@ def _stack(data: Labelled, names: Sequence[str], device: torch.device) -> tuple[
     return stacked, {n: data.labels[n].to(device) for n in names if not tasks.NAMES[n].dense}
 
 
-def _batch(stacked: Tensor, classes, index: Tensor, data: Labelled, names, pad: int, rng: Generator):
+def _batch(
+    stacked: Tensor, classes: dict[str, Tensor], index: Tensor, data: Labelled, names: Sequence[str], pad: int,
+    rng: Generator,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     rows = train.augment(stacked[index], pad=pad, flip=False, rng=rng)
     widths = {n: data.labels[n].shape[1] for n in names if tasks.NAMES[n].dense}
     x, *dense = rows.split([data.images.shape[1], *widths.values()], 1)
@@ -176,7 +183,14 @@ def _batch(stacked: Tensor, classes, index: Tensor, data: Labelled, names, pad: 
     return x.contiguous(memory_format=torch.channels_last), y
 
 
-def step(model: MultiTask, x: Tensor, y: dict[str, Tensor], units: dict[str, float], joint: nn.Module, optimizer):
+def step(
+    model: MultiTask,
+    x: Tensor,
+    y: dict[str, Tensor],
+    units: dict[str, float],
+    joint: weighting.Weighting,
+    optimizer: Optimizer,
+) -> dict[str, Tensor]:
     """One optimiser step; the losses by task, each divided by its unit."""
     features = model.features(x)
     losses = {n: tasks.NAMES[n].loss(model.heads[n](features[n]), y[n]) / units[n] for n in model.heads}
@@ -187,7 +201,7 @@ def step(model: MultiTask, x: Tensor, y: dict[str, Tensor], units: dict[str, flo
     return {n: loss.detach() for n, loss in losses.items()}
 
 
-def _optimizer(parameters: list[nn.Parameter], recipe: Recipe, steps: int):
+def _optimizer(parameters: list[nn.Parameter], recipe: Recipe, steps: int) -> tuple[Optimizer, LRScheduler]:
     optimizer = torch.optim.AdamW(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     rise = max(1, round(steps * recipe.warmup))
     warm = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, 1.0, rise)

@@ -6,15 +6,22 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import nbformat
+
+from . import records
+from .config import InputError
+from .parameters import assigned, declared, refuse_unknown, refuse_wrong
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 RUN_KEYS = ("start_time", "end_time", "duration", "input_path", "output_path", "environment_variables", "exception")
 ADDRESS = re.compile(r"(?<= at )0x[0-9a-f]{6,}")
 TEMPORARY = re.compile(r"/\S*/ipykernel_\d+/")
+ANY = "None or str or int or float or bool"  # a default of None without an annotation
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # One thread a process: the same sums in the same order on every machine (seeds run in parallel processes instead).
 THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
@@ -25,7 +32,7 @@ class NotebookError(Exception):
     """A notebook, its parameters or its run is at fault: one line for the terminal."""
 
 
-def cleaned(notebook):
+def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """What a stage depends on: code, text and tags, without outputs, counters or editor metadata (changed in place)."""
     notebook.metadata = nbformat.from_dict(KERNEL)
     for i, cell in enumerate(notebook.cells):
@@ -36,7 +43,7 @@ def cleaned(notebook):
     return notebook
 
 
-def stable(notebook):
+def stable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """An executed notebook without times, random ids, addresses and temporary names (changed in place)."""
     for key in RUN_KEYS:
         notebook.metadata.get("papermill", {}).pop(key, None)
@@ -50,7 +57,7 @@ def stable(notebook):
     return notebook
 
 
-def _mask(output) -> None:
+def _mask(output: nbformat.NotebookNode) -> None:
     if "text" in output:
         output.text = TEMPORARY.sub("", ADDRESS.sub("0x0", output.text))
     for kind, text in output.get("data", {}).items():
@@ -58,26 +65,21 @@ def _mask(output) -> None:
             output.data[kind] = ADDRESS.sub("0x0", text)
 
 
-def read(path: Path | str):
+def read(path: Path | str) -> nbformat.NotebookNode:
     """A notebook of format 4. Raises NotebookError if the file is missing or not one."""
     try:
-        return nbformat.read(path, 4)
+        found = nbformat.read(path, 4)
+        nbformat.validate(found)  # reading alone only logs what is wrong
+        return found
     except FileNotFoundError:
         raise NotebookError(f"{path} is missing; `ls notebooks` shows what there is") from None
     except Exception as error:  # nbformat raises many types for damaged JSON
         raise NotebookError(f"{path}: not a notebook ({type(error).__name__}); restore it with git") from None
 
 
-def write(notebook, path: Path | str) -> None:
+def write(notebook: nbformat.NotebookNode, path: Path | str) -> None:
     """Write under a temporary name, then rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        nbformat.write(notebook, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    records.write_text(path, nbformat.writes(notebook).rstrip("\n") + "\n")
 
 
 def clean(source: str, target: str) -> None:
@@ -89,46 +91,54 @@ def clean(source: str, target: str) -> None:
         write(cleaned(read(path)), Path(target) / path.name)
 
 
-def defaults(notebook) -> dict[str, object]:
+def defaults(notebook: nbformat.NotebookNode) -> dict[str, object]:
     """Names and default values in the cell tagged `parameters`; values must be literals."""
-    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    if len(cells) != 1:
-        raise NotebookError(f"a notebook needs one cell tagged `parameters`, this one has {len(cells)}")
     try:
-        nodes = [n for n in ast.parse(cells[0].source).body if isinstance(n, ast.Assign | ast.AnnAssign)]
-        return {(n.targets[0] if isinstance(n, ast.Assign) else n.target).id: ast.literal_eval(n.value) for n in nodes}
+        return {k: ast.literal_eval(v) for k, v in assigned(_tagged(notebook)).items()}
     except (SyntaxError, ValueError, AttributeError) as error:
         raise NotebookError(f"the cell tagged `parameters` needs lines `name = literal` ({error})") from None
 
 
-def checked(parameters: dict, known: dict, where: str) -> dict:
-    """`parameters` if each is known and of its default's type. Raises NotebookError that lists what is wrong.
+def kinds(notebook: nbformat.NotebookNode) -> dict[str, str]:
+    """Names and types in the cell tagged `parameters`; where a line has no annotation, its default's type."""
+    found = {name: type(value).__name__ for name, value in defaults(notebook).items()}
+    return {name: ANY if kind == "NoneType" else kind for name, kind in found.items()} | declared(_tagged(notebook))
 
-    An int passes for a float; a default of None takes any single value; None passes where None is the default.
+
+def kinds_of(path: str) -> dict[str, str]:
+    """`kinds` of a file, which errors name."""
+    try:
+        return kinds(read(path))
+    except NotebookError as error:
+        raise NotebookError(str(error) if path in str(error) else f"{path}: {error}") from None
+
+
+def _tagged(notebook: nbformat.NotebookNode) -> str:
+    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    if len(cells) != 1:
+        raise NotebookError(f"a notebook needs one cell tagged `parameters`, this one has {len(cells)}")
+    return cells[0].source
+
+
+def checked(parameters: dict[str, Any], known: dict[str, str], where: str) -> dict[str, Any]:
+    """`parameters` if each is known, of its type, and what a notebook of this name takes; whole numbers become floats.
+
+    known: as `kinds` gives them. Raises NotebookError that names the parameter and lists what is allowed.
     """
-    if unknown := sorted(set(parameters) - set(known)):
-        raise NotebookError(f"{where}: unknown parameter {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    for name, value in parameters.items():
-        if not _fits(value, known[name]):
-            kind = type(known[name]).__name__
-            raise NotebookError(f"{where}: parameter {name} must be {kind}, got {type(value).__name__} {value!r}")
-    return {k: float(v) if type(known[k]) is float else v for k, v in parameters.items()}
+    try:
+        refuse_unknown(parameters, known)
+        refuse_wrong(parameters, known, Path(where).stem)
+    except InputError as error:
+        raise NotebookError(f"{where}: {error}") from None
+    return {k: float(v) if known[k] == "float" else v for k, v in parameters.items()}
 
 
-def _fits(value, default) -> bool:
-    if default is None:
-        return value is None or isinstance(value, str | int | float | bool)
-    if type(default) is float:
-        return type(value) in (int, float)
-    return type(value) is type(default)
-
-
-def parameters_from(files: list[str], pairs: list[tuple[str, str]]) -> dict:
+def parameters_from(files: list[str], pairs: list[tuple[str, str]]) -> dict[str, Any]:
     """Sections `FILE:KEY.KEY` of YAML files, then NAME VALUE pairs, read with YAML 1.2 as DVC does."""
     from ruamel.yaml import YAML, YAMLError
 
     yaml = YAML(typ="safe", pure=True)
-    found: dict = {}
+    found: dict[str, Any] = {}
     for spec in files:
         name, _, keys = spec.partition(":")
         try:
@@ -138,8 +148,8 @@ def parameters_from(files: list[str], pairs: list[tuple[str, str]]) -> dict:
             found.update(section)
         except FileNotFoundError:
             raise NotebookError(f"{name} is missing: unknown profile; `ls profiles` shows what there is") from None
-        except (KeyError, TypeError, ValueError, YAMLError) as error:
-            line = " ".join(f"{type(error).__name__}: {error}".split())
+        except (KeyError, TypeError, ValueError, RecursionError, YAMLError) as error:
+            line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise NotebookError(f"{spec}: no section of parameters, or not YAML ({line})") from None
     for name, value in pairs:
         try:
@@ -149,25 +159,27 @@ def parameters_from(files: list[str], pairs: list[tuple[str, str]]) -> dict:
     return found
 
 
-def run(source: str, target: str, parameters: dict, *, logs: Path = Path("logs")) -> None:
+def run(source: str, target: str, parameters: dict[str, Any], *, logs: Path = Path("logs")) -> None:
     """Execute a notebook with parameters and write its stable copy; the log of the run goes to `logs`.
 
-    Raises NotebookError for wrong parameters before anything runs, and for a failed or stopped cell after it.
+    Raises NotebookError for wrong parameters and while another run makes the same target, before anything runs, and
+    for a failed or stopped cell after it.
     """
-    parameters = checked(parameters, defaults(read(source)), source)
+    parameters = checked(parameters, kinds_of(source), source)
     logs.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"\W+", "-", Path(target).with_suffix("").as_posix()).strip("-")
     log, part = logs / f"{name}.log", logs / f"{name}.ipynb"
     start = time.monotonic()
-    with _shown(log):
-        _execute(source, part, parameters)
-    write(stable(_finished(part, source)), target)
-    part.unlink()
-    with log.open("a") as f:
-        f.write(f"{target}: {time.monotonic() - start:.1f} s\n")
+    with _alone(log, target):
+        with _shown(log):
+            _execute(source, part, parameters)
+        write(stable(_finished(part, source)), target)
+        part.unlink()
+        with log.open("a") as f:
+            f.write(f"{target}: {time.monotonic() - start:.1f} s\n")
 
 
-def _execute(source: str, part: Path, parameters: dict) -> None:
+def _execute(source: str, part: Path, parameters: dict[str, Any]) -> None:
     import papermill
     from nbclient.exceptions import DeadKernelError
 
@@ -185,7 +197,7 @@ def _execute(source: str, part: Path, parameters: dict) -> None:
         raise NotebookError(f"{source}: the kernel died (out of memory?); see {part}") from None
 
 
-def _finished(part: Path, source: str):
+def _finished(part: Path, source: str) -> nbformat.NotebookNode:
     notebook = read(part)
     states = {c.metadata.get("papermill", {}).get("status") for c in notebook.cells}
     if "pending" in states:
@@ -194,7 +206,20 @@ def _finished(part: Path, source: str):
 
 
 @contextmanager
-def _shown(log: Path):
+def _alone(log: Path, target: str) -> Iterator[None]:
+    """Hold the log of a target while it is made; the system lets go of it however the run ends."""
+    import fcntl  # not on Windows
+
+    with log.open("a") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NotebookError(f"{target}: another run is making it; wait for that one (its log: {log})") from None
+        yield
+
+
+@contextmanager
+def _shown(log: Path) -> Iterator[None]:
     """Name `log` as progress file to the kernel and copy its lines to the terminal while the block runs."""
     log.write_text("")
     os.environ["UL_PROGRESS"] = str(log.resolve())

@@ -7,7 +7,6 @@ from pathlib import Path as File
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ class Path:
     """What one training did. steps: counted from 0, the start; weights: float[t,p], one row a recorded step."""
 
     steps: list[int] = field(default_factory=list)
-    weights: Tensor | None = None
+    weights: Tensor = None  # type: ignore[assignment]  # until the training ends
 
 
 @contextmanager
@@ -31,7 +30,7 @@ def recorded(model: nn.Module, every: int) -> Iterator[Path]:
     """A path that is filled while optimisers step inside: the start, every `every`-th step and the last one."""
     path, kept, count = Path(), [vector(model)], 0
 
-    def look(*_) -> None:
+    def look(*_: object) -> None:
         nonlocal count
         count += 1
         if count % every == 0:
@@ -58,7 +57,7 @@ def held(model: nn.Module, chosen: Tensor) -> Iterator[None]:
     masks = [part.view_as(p).to(p.device) for part, p in zip(parts, parameters, strict=True)]
     values = [p.detach().clone() for p in parameters]
 
-    def undo(*_) -> None:
+    def undo(*_: object) -> None:
         with torch.no_grad():
             for p, mask, value in zip(parameters, masks, values, strict=True):
                 p.copy_(torch.where(mask, value, p))
@@ -93,11 +92,14 @@ def load(file: File | str) -> dict[str, Path]:
     """Read what `save` wrote. Raises InputError if the file is missing or damaged."""
     try:
         tensors = read_tensors(File(file).read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file}: no readable paths ({error}); run 03_convergence again") from None
-    found = {}
-    for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors):
-        start = tensors[f"{name}/start"]
-        moved = torch.cat([torch.zeros_like(start)[None], tensors[f"{name}/moves"].float()])
-        found[name] = Path(tensors[f"{name}/steps"].tolist(), start + moved)
-    return found
+        return {name: _path(tensors, name) for name in dict.fromkeys(key.rpartition("/")[0] for key in tensors)}
+    except Exception as error:  # damaged files raise many types
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{file}: no readable paths ({reason}); run 03_convergence again") from None
+
+
+def _path(tensors: dict[str, Tensor], name: str) -> Path:
+    steps, start, moves = (tensors[f"{name}/{part}"] for part in ("steps", "start", "moves"))
+    if steps.dtype != torch.int64 or start.ndim != 1 or moves.shape != (len(steps) - 1, len(start)):
+        raise ValueError(f"{name}: steps, start and moves do not fit")
+    return Path(steps.tolist(), start + torch.cat([torch.zeros_like(start)[None], moves.float()]))

@@ -1,6 +1,7 @@
 """Perturbations of images: projection onto a budget, 8-bit rounding, signed gradient steps."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ def sign_descent(
     losses = losses if isinstance(losses, Sequence) else [losses]
     for _ in range(steps):
         delta = delta.detach().requires_grad_()
-        gradient = sum(torch.autograd.grad(loss(images + delta), delta)[0] for loss in losses)
+        gradient = cast(Tensor, sum(torch.autograd.grad(loss(images + delta), delta)[0] for loss in losses))
         delta = project_linf(delta.detach() - step * gradient.sign(), images, eps)
     return delta.detach()
 

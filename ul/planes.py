@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -29,7 +30,10 @@ class View:
         """The axes in words, with the shares of the paths' variance that they explain."""
         if self.plane.explained is None:
             return "random direction 1", "random direction 2"
-        return tuple(f"component {i} ({share:.0%} of variance)" for i, share in enumerate(self.plane.explained, 1))
+        return cast(
+            tuple[str, str],
+            tuple(f"component {i} ({share:.0%} of variance)" for i, share in enumerate(self.plane.explained, 1)),
+        )
 
 
 def objectives(method: str, given: Mapping[str, Sets], cell: Cell, images: int) -> dict[str, data.Split]:
@@ -48,7 +52,9 @@ def joint(cell: Cell, given: Mapping[str, Sets], clean: Run, own: Run, *, grid: 
     return View(plane, xs, ys, _surfaces(cell, given, own.method, plane, xs, ys, images), paths)
 
 
-def _surfaces(cell, given, method: str, plane: Plane, xs, ys, images: int) -> dict[str, np.ndarray]:
+def _surfaces(
+    cell: Cell, given: Mapping[str, Sets], method: str, plane: Plane, xs: np.ndarray, ys: np.ndarray, images: int
+) -> dict[str, np.ndarray]:
     model = convergence.network(cell, given[method]).to(models.device())
     where = [torch.from_numpy(values).float() for values in (xs, ys)]
     return {

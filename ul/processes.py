@@ -1,12 +1,15 @@
 """Independent work in processes of this machine."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
+from typing import Any, TypeVar, cast
 
 import joblib
 from joblib.externals.loky import get_reusable_executor
 
 from . import models, records
+
+T = TypeVar("T")
 
 
 def how_many(total: int, jobs: int | None = None) -> int:
@@ -14,12 +17,19 @@ def how_many(total: int, jobs: int | None = None) -> int:
     return 1 if models.device().type == "cuda" else min(jobs or os.cpu_count() or 1, total)
 
 
-def each(function: Callable, work: Iterable[tuple], label: str, *, total: int | None = None, jobs: int | None = None):
+def each(
+    function: Callable[..., T],
+    work: Iterable[tuple[Any, ...]],
+    label: str,
+    *,
+    total: int | None = None,
+    jobs: int | None = None,
+) -> list[T]:
     """function(*given) for every piece of `work`, as a list in order, with progress under `label`.
 
     work: of known length, or `total` long. jobs: see `how_many`.
     """
-    total = len(work) if total is None else total
+    total = len(cast(Sized, work)) if total is None else total
     jobs = how_many(total, jobs)
     if jobs == 1:
         return list(records.progress((function(*given) for given in work), label, total))

@@ -1,8 +1,9 @@
 """SAL as the paper's public code computes it, one departure from the definition at a time, to see what each does."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from math import isnan
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -51,8 +52,8 @@ def per_layer(
     extremes, rows = _late if "late_projection" in wanted else _each_step, []
     with frozen(model):
         for name in probed_layers(model):
-            weight, rng = model.get_submodule(name).weight, Generator().manual_seed(seed)
-            drawn = (lambda rng=rng: augment(images, rng)) if "augmented" in wanted else (lambda: images)
+            weight, rng = cast(Tensor, model.get_submodule(name).weight), Generator().manual_seed(seed)
+            drawn: Any = (lambda rng=rng: augment(images, rng)) if "augmented" in wanted else (lambda: images)
             loss = _Loss(model, weight, drawn, targets, batch_size)
             centre = train_loss if "train_loss" in wanted else loss.value()
             ball = Ball(epsilon * weight.norm().item())
@@ -65,10 +66,12 @@ def per_layer(
 class _Loss:
     """The mean loss of the whole network as a function of one weight, over images that may be drawn anew each time."""
 
-    def __init__(self, model, weight: nn.Parameter, drawn: Callable[[], Tensor], targets: Tensor, batch_size: int):
+    def __init__(
+        self, model: nn.Module, weight: Tensor, drawn: Callable[[], Tensor], targets: Tensor, batch_size: int
+    ) -> None:
         self.model, self.weight, self.drawn, self.targets, self.batch_size = model, weight, drawn, targets, batch_size
 
-    def batches(self):
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         images = self.drawn().contiguous(memory_format=torch.channels_last)
         return zip(images.split(self.batch_size), self.targets.split(self.batch_size), strict=True)
 
@@ -90,7 +93,7 @@ def _each_step(loss: _Loss, ball: Ball, centre: float, iterations: int, lr: floa
     """The largest and smallest loss by our own search: normalised steps, each projected."""
     start = loss.weight.detach().clone()
 
-    def at(offset: Tensor, gradient: bool) -> tuple[float, Tensor | None]:
+    def at(offset: Tensor, gradient: bool) -> tuple[float, Any]:
         with torch.no_grad():
             loss.weight.copy_(start + offset)
         slopes = [loss.slope(x, y) * (len(y) / len(loss.targets)) for x, y in loss.batches()] if gradient else []

@@ -1,6 +1,7 @@
 """Published values that ours are set beside: accuracies on clean test images of CIFAR-10 in shares of 1, and UD."""
 
 from itertools import combinations
+from typing import Any
 
 # Leaderboard of APBench (column Standard); SEP at 8/255 from the table of image shortcut squeezing (ISS).
 # Sources differ by ten points and more: compare orders, not values.
@@ -64,7 +65,7 @@ UD: dict[tuple[str, str, str, str], float] = {
 ONE_RECIPE = ("noise", "noise_classwise", "lsp", "ops", "ar", "cuda")  # methods without a surrogate to be reduced
 
 
-def comparable(config: dict) -> bool:
+def comparable(config: dict[str, Any]) -> bool:
     """Whether a run's poison is the published one: all images, the usual strength, no reduced recipe."""
     whole = config["poison_recipe"] == "published" or config["method"] in ONE_RECIPE
     return whole and config["limit"] is None and abs(config["eps"] - EPS) < 1e-4

@@ -5,15 +5,19 @@ a weak light at the camera. No randomness: equal scenes give equal bytes on one 
 `ul.shapes` need the extra `ul[render]`, and only when called.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from embreex.rtcore_scene import EmbreeScene
 
 _OFFSETS = ((-0.25, -0.25), (0.25, -0.25), (-0.25, 0.25), (0.25, 0.25))  # four rays a pixel, in pixels
 _DEPTH_UNIT, _INVALID = 512, 65535  # raw depth is metres * 512
 
 # Darker where true; u, v are metres along the surface (v is up on walls).
-PATTERNS = {
+PATTERNS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "plain": lambda u, v: np.zeros(u.shape, bool),
     "boards": lambda u, v: (u % 0.32) < 0.05,
     "tiles": lambda u, v: ((u % 0.35) < 0.05) | ((v % 0.35) < 0.05),
@@ -23,6 +27,8 @@ PATTERNS = {
 }
 PATTERN_NAMES = tuple(PATTERNS)
 _PATTERN_DEPTH = 0.20  # share of brightness that a pattern takes away
+
+Walls = tuple[float, float, float, float]  # x0, x1, y0, y1
 
 
 class Scene(NamedTuple):
@@ -36,7 +42,7 @@ class Scene(NamedTuple):
     fixated: np.ndarray  # bool[n], the object
     low: np.ndarray  # float[3], the object's bounding box
     high: np.ndarray
-    walls: tuple[float, float, float, float]  # x0, x1, y0, y1
+    walls: Walls
     height: float
     light: np.ndarray  # float[3], position
     tint: np.ndarray  # float[3], colour of the light
@@ -50,7 +56,7 @@ class Camera(NamedTuple):
     tangent: float
 
 
-def mesh(scene: Scene):
+def mesh(scene: Scene) -> "EmbreeScene":
     """The scene as Embree holds it, for `cast` and `see`."""
     from embreex.mesh_construction import TriangleMesh
     from embreex.rtcore_scene import EmbreeScene
@@ -60,27 +66,27 @@ def mesh(scene: Scene):
     return out
 
 
-def directions(camera: Camera, size: int, offset) -> np.ndarray:
+def directions(camera: Camera, size: int, offset: tuple[float, float]) -> np.ndarray:
     """Unit ray directions float32[size*size,3], row by row, through `offset` (x, y) pixels from each pixel's centre."""
     x, y = (((np.arange(size) + 0.5 + o) * 2 / size - 1) * camera.tangent for o in offset)
     grid = np.stack([*np.meshgrid(x, y), np.ones((size, size))], -1).reshape(-1, 3) @ camera.axes
     return (grid / np.linalg.norm(grid, axis=1, keepdims=True)).astype(np.float32)
 
 
-def cast(mesh, camera: Camera, d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cast(mesh: "EmbreeScene", camera: Camera, d: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Distance in metres, triangle index (-1: none) and unit normal towards the camera of each ray."""
     hits = mesh.run(np.tile(camera.position.astype(np.float32), (len(d), 1)), d, output=1)
     n = hits["Ng"] / np.maximum(np.linalg.norm(hits["Ng"], axis=1, keepdims=True), 1e-12)
     return hits["tfar"], hits["primID"], n * -np.sign((n * d).sum(1, keepdims=True))
 
 
-def _lit(mesh, origin, d, reach) -> np.ndarray:
+def _lit(mesh: "EmbreeScene", origin: np.ndarray, d: np.ndarray, reach: np.ndarray) -> np.ndarray:
     """1 where nothing lies between `origin` and `reach` metres along `d`, else 0."""
     free = mesh.run(origin, d.astype(np.float32), query="OCCLUDED", dists=np.asarray(reach, np.float32))
     return (np.asarray(free) < 0).astype(np.float32)
 
 
-def _open(mesh, point, n, turn: int) -> np.ndarray:
+def _open(mesh: "EmbreeScene", point: np.ndarray, n: np.ndarray, turn: int) -> np.ndarray:
     """Share of six fixed directions over the surface that stay free for 0.8 m: corners and undersides get darker."""
     k = np.arange(6) + turn / 4
     z = (k + 0.5) / 6.5
@@ -92,7 +98,7 @@ def _open(mesh, point, n, turn: int) -> np.ndarray:
     return total / len(rays)
 
 
-def _shade(mesh, scene: Scene, camera: Camera, size: int, turn: int) -> np.ndarray:
+def _shade(mesh: "EmbreeScene", scene: Scene, camera: Camera, size: int, turn: int) -> np.ndarray:
     """Colours float[size*size,3] seen by one ray a pixel."""
     d = directions(camera, size, _OFFSETS[turn])
     t, triangle, n = cast(mesh, camera, d)
@@ -111,7 +117,7 @@ def _shade(mesh, scene: Scene, camera: Camera, size: int, turn: int) -> np.ndarr
     return np.where(scene.glows[triangle][:, None], 0.95, colour)
 
 
-def see(mesh, scene: Scene, camera: Camera, size: int) -> dict[str, np.ndarray]:
+def see(mesh: "EmbreeScene", scene: Scene, camera: Camera, size: int) -> dict[str, np.ndarray]:
     """The dense domains of one view, in Taskonomy's encodings."""
     d = directions(camera, size, (0, 0))
     t, triangle, n = cast(mesh, camera, d)

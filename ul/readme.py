@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import records, tables
-from .config import InputError, located
+from . import records, stats, tables
+from .config import InputError, existing, located
 
 START, END = "<!-- {name}: written by the pipeline -->", "<!-- end of {name} -->"
 
@@ -20,11 +20,14 @@ def placed(text: str, name: str, block: str) -> str:
 
 
 def update(path: Path | str, **blocks: str) -> None:
-    """Put the blocks into a text file, each between the comments that name it."""
-    path = located(path)
-    text = path.read_text()
-    for name, block in blocks.items():
-        text = placed(text, name, block)
+    """Put the blocks into a text file, each between the comments that name it. Raises InputError if it has no place."""
+    path = existing(located(path), "restore it with git")
+    try:
+        text = path.read_text()
+        for name, block in blocks.items():
+            text = placed(text, name, block)
+    except ValueError as error:  # no UTF-8, or no place
+        raise InputError(f"{path}: {error}") from None
     records.write_text(path, text)
 
 
@@ -40,7 +43,8 @@ def headline(summary: pd.DataFrame) -> str:
 def _cell(row: pd.Series, name: str) -> str:
     if row["method"] == {"accuracy_minus_noise": tables.NOISE, "ud_layers": tables.CLEAN}.get(name):
         return "1" if name == "ud_layers" else ""
-    return f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
+    value, low, high = (stats.fixed(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    return f"{value} [{low}, {high}]"
 
 
 def listing(table: pd.DataFrame) -> str:

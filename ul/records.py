@@ -10,14 +10,20 @@ import time
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from .config import InputError
+from .config import InputError, Record
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "pandas", "kornia")
 PROGRESS = "UL_PROGRESS"
 
+T = TypeVar("T")
 
-def rounded(value, digits: int = 6):
+
+def rounded(value: Any, digits: int = 6) -> Any:
     """`value` with every float in it cut to `digits` significant digits, so that text stays short and stable."""
     if isinstance(value, dict):
         return {k: rounded(v, digits) for k, v in value.items()}
@@ -36,6 +42,9 @@ def write_bytes(path: Path | str, content: bytes) -> Path:
     try:
         part.write_bytes(content)
         os.replace(part, path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say where
+        raise
     finally:
         part.unlink(missing_ok=True)
     return path
@@ -46,19 +55,22 @@ def write_text(path: Path | str, content: str) -> Path:
     return write_bytes(path, content.encode())
 
 
-def save(record: dict, path: Path | str) -> Path:
+def save(record: Record, path: Path | str) -> Path:
     """Write a record as JSON (sorted keys, floats of 6 digits). Raises ValueError for NaN or infinity."""
     return write_text(path, json.dumps(rounded(record), indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def load(path: Path | str) -> dict:
-    """Read one record. Raises InputError if the file is missing or not JSON."""
+def load(path: Path | str) -> Record:
+    """Read one record. Raises InputError if the file is missing or not a JSON object."""
     try:
-        return json.loads(Path(path).read_text())
+        found = json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise InputError(f"{path} is missing; run `dvc repro` first") from None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a JSON record ({error}); run `dvc repro` again") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is not a JSON record ({type(found).__name__}); run `dvc repro` again")
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -66,7 +78,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def digest(*arrays) -> str:
+def digest(*arrays: "np.ndarray") -> str:
     """First 16 hex digits of the SHA-256 over the bytes of numpy arrays, their shapes and dtypes."""
     total = hashlib.sha256()
     for array in arrays:
@@ -82,7 +94,7 @@ def note(line: str) -> None:
             f.write(line + "\n")
 
 
-def progress(items: Iterable, label: str, total: int) -> Iterator:
+def progress(items: Iterable[T], label: str, total: int) -> Iterator[T]:
     """Iterate with a tqdm bar in interactive use, with lines in the progress file under the runner."""
     if os.environ.get(PROGRESS):
         yield from _noted(items, label, total)
@@ -92,7 +104,7 @@ def progress(items: Iterable, label: str, total: int) -> Iterator:
     yield from tqdm(items, desc=label, total=total, file=sys.stderr)
 
 
-def _noted(items: Iterable, label: str, total: int) -> Iterator:
+def _noted(items: Iterable[T], label: str, total: int) -> Iterator[T]:
     every, start = max(1, total // 10), time.monotonic()
     for done, item in enumerate(items, 1):
         yield item

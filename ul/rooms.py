@@ -12,12 +12,15 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ul import rays, shapes
+
+if TYPE_CHECKING:
+    from embreex.rtcore_scene import EmbreeScene
 
 # Name -> ImageNet-1000 index, out of the 100 that Taskonomy keeps. Insertion order is the label order.
 OBJECTS = {
@@ -39,6 +42,10 @@ _FILL = (0.5, 1.2)  # the object's diagonal as a share of the picture's side
 _EXPOSURE = (0.55, 1.2)  # how much light a room has
 _CONTRAST, _CHROMA = (0.05, 0.22), 0.08  # object against wall, and its parts against each other; saturation
 _NEAREST, _SHARE = 0.4, 0.06  # metres before the lens, least share of the pixels that show the object
+
+
+# Of a scene: low, high, walls, height, light and tint.
+Place = tuple[np.ndarray, np.ndarray, rays.Walls, float, np.ndarray, np.ndarray]
 
 
 class Finish(NamedTuple):
@@ -65,12 +72,12 @@ _FINISHES = {
 # ---------------------------------------------------------------- colours
 
 
-def _colour(rng, lightness, saturation) -> np.ndarray:
+def _colour(rng: np.random.Generator, lightness: float, saturation: float) -> np.ndarray:
     hue = rng.uniform(0, 2 * np.pi) + np.array([0, 2.1, 4.2])
     return np.clip(lightness * (1 + saturation * np.cos(hue)), 0.02, 0.98)
 
 
-def _near(rng, lightness) -> float:
+def _near(rng: np.random.Generator, lightness: float) -> float:
     """A lightness a little above or below the one given, by chance."""
     return float(np.clip(lightness + rng.choice([-1, 1]) * rng.uniform(*_CONTRAST), 0.12, 0.92))
 
@@ -93,19 +100,23 @@ def _palette(rng: np.random.Generator) -> dict[str, np.ndarray]:
 # ---------------------------------------------------------------- one point
 
 
-def _quad(a, b, c, d, paint, pattern) -> shapes.Part:
+def _quad(
+    a: shapes.Vector, b: shapes.Vector, c: shapes.Vector, d: shapes.Vector, paint: str, pattern: str
+) -> shapes.Part:
     return shapes.Part(np.array([[a, b, c], [a, c, d]], float), paint, pattern=pattern)
 
 
-def _shell(finish: Finish, walls, height: float, knee: float) -> list[shapes.Part]:
+def _shell(finish: Finish, walls: rays.Walls, height: float, knee: float) -> list[shapes.Part]:
     """Floor, walls and ceiling; the ceiling slopes down to `knee` metres at the side walls."""
     x0, x1, y0, y1 = walls
     run = height - knee
     corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
-    parts = [_quad(*[(x, y, 0) for x, y in corners], "floor", finish.floor)]
+    # There are four corners, which a list cannot tell mypy.
+    parts = [_quad(*[(x, y, 0) for x, y in corners], "floor", finish.floor)]  # type: ignore[call-arg, arg-type]
     parts += [_quad((*a, 0), (*b, 0), (*b, height), (*a, height), "wall", finish.wall)
               for a, b in itertools.pairwise([*corners, corners[0]])]  # fmt: skip
-    parts.append(_quad(*[(x, y, height) for x, y in corners], "ceiling", "plain"))
+    # There are four corners, which a list cannot tell mypy.
+    parts.append(_quad(*[(x, y, height) for x, y in corners], "ceiling", "plain"))  # type: ignore[call-arg, arg-type]
     if run > 0:
         for x, inner in ((x0, x0 + run), (x1, x1 - run)):
             parts.append(
@@ -114,7 +125,7 @@ def _shell(finish: Finish, walls, height: float, knee: float) -> list[shapes.Par
     return parts
 
 
-def _window(rng, walls) -> list[shapes.Part]:
+def _window(rng: np.random.Generator, walls: rays.Walls) -> list[shapes.Part]:
     """A window in the back wall or a side wall, somewhere along it."""
     x0, x1, y0, _ = walls
     back, along = rng.uniform(x0 + 0.5, x1 - 0.5), rng.uniform(y0 + 0.6, 0.8)
@@ -126,7 +137,7 @@ def _window(rng, walls) -> list[shapes.Part]:
     return shapes.move([frame, *panes], angle, shift)
 
 
-def _furnish(rng, name: str, walls, half: float) -> list[shapes.Part]:
+def _furnish(rng: np.random.Generator, name: str, walls: rays.Walls, half: float) -> list[shapes.Part]:
     """Furniture of the scene type on both sides of the object, along the back wall, and one piece on a side wall."""
     x0, x1, y0, _ = walls
     parts = []
@@ -157,7 +168,7 @@ def _scene(rng: np.random.Generator, object_name: str, scene_name: str) -> rays.
     return _assemble(parts, len(thing), _palette(rng), (low, high, walls, knee, light, tint))
 
 
-def _assemble(parts, fixated: int, paints, place) -> rays.Scene:
+def _assemble(parts: list[shapes.Part], fixated: int, paints: dict[str, np.ndarray], place: Place) -> rays.Scene:
     """One triangle soup of all parts, the first `fixated` of which are the object."""
     counts = [len(p.triangles) for p in parts]
     patterns = np.array([rays.PATTERN_NAMES.index(p.pattern) for p in parts], np.uint8)
@@ -191,7 +202,7 @@ def _aim(rng: np.random.Generator, scene: rays.Scene) -> rays.Camera:
     return rays.Camera(position, np.stack([right, np.cross(forward, right), forward]), tangent)
 
 
-def _camera(rng: np.random.Generator, scene: rays.Scene, mesh) -> rays.Camera:
+def _camera(rng: np.random.Generator, scene: rays.Scene, mesh: "EmbreeScene") -> rays.Camera:
     """The first aim that shows enough of the object and has nothing right before the lens."""
     for _ in range(200):  # two or three are enough, but another seed must not hang
         camera = _aim(rng, scene)
@@ -234,7 +245,7 @@ def _write(folder: Path, building: str, stem: str, domains: dict[str, np.ndarray
 
 
 def _building(
-    folder: Path, seed: int, number: int, name: str, views: int, size: int, progress: Callable | None
+    folder: Path, seed: int, number: int, name: str, views: int, size: int, progress: Callable[[], object] | None
 ) -> None:
     for point, (thing, place) in enumerate(_plan(seed, number)):
         scene = _scene(np.random.default_rng([seed, number, point]), thing, place)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import isfinite
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -92,7 +93,7 @@ def per_layer(
         network = graph.traced(model, images[:1])
         slopes = gradients(model, names, images, targets, loss, batch_size)
         for name, slope in zip(names, slopes, strict=True):
-            weight = model.get_submodule(name).weight
+            weight = cast(Tensor, model.get_submodule(name).weight)
             at = _Layer(weight, graph.cut(model, network, name), images, targets, loss, batch_size)
             rows.append({"layer": name} | asdict(measure(at, slope, settings)))
     return pd.DataFrame(rows)
@@ -117,7 +118,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def computed(precision: str, device: torch.device) -> Iterator[None]:
     """Convolutions and matrix products in one of PRECISIONS inside."""
-    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    backends: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [backend.allow_tf32 for backend in backends]
     try:
         for backend in backends:
@@ -133,7 +134,7 @@ def gradients(
     model: nn.Module, names: list[str], images: Tensor, targets: Tensor, loss: Loss, batch_size: int
 ) -> list[Tensor]:
     """The gradient of the mean loss for the weight of every named layer, from one pass over the images."""
-    weights = [model.get_submodule(name).weight.requires_grad_(True) for name in names]
+    weights = [cast(Tensor, model.get_submodule(name).weight).requires_grad_(True) for name in names]
     try:
         total = [torch.zeros_like(w) for w in weights]
         for x, y in zip(images.split(batch_size), targets.split(batch_size), strict=True):
@@ -155,7 +156,9 @@ def _checked(value: float) -> None:
 class _Layer:
     """The mean loss and its gradient as a function of one weight's offset; after a call the weight is as before."""
 
-    def __init__(self, weight: nn.Parameter, parts, images: Tensor, targets: Tensor, loss: Loss, batch_size: int):
+    def __init__(
+        self, weight: Tensor, parts: graph.Parts, images: Tensor, targets: Tensor, loss: Loss, batch_size: int
+    ) -> None:
         head, self.tail = parts
         self.weight, self.loss, self.count = weight, loss, len(targets)
         with torch.no_grad():
@@ -178,6 +181,7 @@ class _Layer:
                 self.weight.copy_(start)
 
     def __call__(self, offset: Tensor | None, gradient: bool) -> tuple[float, Tensor | None]:
+        slope: Any  # a tensor if it is wanted
         value, slope = 0.0, torch.zeros_like(self.weight) if gradient else None
         with self.moved(offset, gradient):
             for inputs, y in self.batches:
@@ -213,8 +217,8 @@ def _searched(
 ) -> Probe:
     """Both extremes by projected gradient steps, the best over `begins` starts; tolerance is at most `most`."""
     ball, rng, base = at.ball(settings), Generator().manual_seed(settings.seed), (at(None, False)[0], slope)
-    limits = {"steps": max(settings.steps, least), "tolerance": min(settings.tolerance, most)}
-    best = {}
+    limits: dict[str, Any] = {"steps": max(settings.steps, least), "tolerance": min(settings.tolerance, most)}
+    best: dict[int, Found] = {}
     for sign in (1, -1):
         climb = partial(search, at, base, ball, sign, **limits, enough=best[1].gain if best else 0.0)
         with computed(settings.precision, slope.device):
@@ -244,7 +248,7 @@ def _taylor(at: _Layer, slope: Tensor, settings: Settings) -> Probe:
     return at.probe(max(*ends, between, 0.0), max(-min(ends), -between, 0.0), ball.radius)
 
 
-ESTIMATORS = {
+ESTIMATORS: dict[str, Callable[[_Layer, Tensor, Settings], Probe]] = {
     "gradient": _gradient,
     "taylor": _taylor,
     "pgd": _searched,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from scipy import stats as scipy_stats
@@ -15,7 +16,9 @@ from .sal import frozen
 Score = Callable[[nn.Module], float]
 
 
-def _loss_and_slopes(model: nn.Module, images: Tensor, targets: Tensor, **options) -> tuple[list[Tensor], tuple]:
+def _loss_and_slopes(
+    model: nn.Module, images: Tensor, targets: Tensor, **options: Any
+) -> tuple[list[Tensor], tuple[Any, ...]]:
     """All parameters and the gradient of the mean cross-entropy in eval mode for each."""
     weights = [p.requires_grad_(True) for p in model.parameters()]
     return weights, torch.autograd.grad(F.cross_entropy(model(images), targets), weights, **options)

@@ -7,12 +7,16 @@ shape. Labels are Taskonomy's segment_semantic values (0 uncertain, 1 background
 
 import functools
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 _BACKGROUND, _BOTTLE, _CHAIR, _COUCH, _PLANT, _BED, _TABLE, _TOILET, _TV = 1, 2, 3, 4, 5, 6, 7, 8, 9
 _MICROWAVE, _OVEN, _SINK, _FRIDGE, _BOOK, _CLOCK, _VASE = 10, 11, 13, 14, 15, 16, 17
+
+
+Vector = Sequence[float]  # x, y, z in metres
 
 
 class Part(NamedTuple):
@@ -34,12 +38,18 @@ def _unit_box() -> np.ndarray:
     return np.asarray(cube((1, 1, 1)).triangles) + 0.5
 
 
-def box(x0, x1, y0, y1, z0, z1, paint, label=_BACKGROUND, pattern="plain") -> Part:
+def box(
+    x0: float, x1: float, y0: float, y1: float, z0: float, z1: float, paint: str, label: int = _BACKGROUND,
+    pattern: str = "plain",
+) -> Part:  # fmt: skip
     low, high = np.array([x0, y0, z0]), np.array([x1, y1, z1])
     return Part(_unit_box() * (high - low) + low, paint, label, pattern)
 
 
-def _lathe(profile, paint, label=_BACKGROUND, at=(0, 0, 0), stretch=1.0, sections=20) -> Part:
+def _lathe(
+    profile: Sequence[tuple[float, float]], paint: str, label: int = _BACKGROUND, at: Vector = (0, 0, 0),
+    stretch: float = 1.0, sections: int = 20,
+) -> Part:  # fmt: skip
     """Surface of revolution of (radius, z) pairs about z, `stretch`ed along y."""
     from trimesh.creation import revolve
 
@@ -47,24 +57,26 @@ def _lathe(profile, paint, label=_BACKGROUND, at=(0, 0, 0), stretch=1.0, section
     return Part(triangles * [1, stretch, 1] + at, paint, label)
 
 
-def _pole(x, y, z0, z1, radius, paint, label=_BACKGROUND) -> Part:
+def _pole(x: float, y: float, z0: float, z1: float, radius: float, paint: str, label: int = _BACKGROUND) -> Part:
     return _lathe([(0, z0), (radius, z0), (radius, z1), (0, z1)], paint, label, (x, y, 0), sections=8)
 
 
-def _tilt(part: Part, angle: float, pivot) -> Part:
+def _tilt(part: Part, angle: float, pivot: Vector) -> Part:
     """`part` rotated by `angle` (radians) about the x-parallel line through `pivot`."""
     c, s = np.cos(angle), np.sin(angle)
     return part._replace(triangles=(part.triangles - pivot) @ np.array([[1, 0, 0], [0, c, s], [0, -s, c]]) + pivot)
 
 
-def move(parts: list[Part], angle: float = 0.0, shift=(0, 0, 0)) -> list[Part]:
+def move(parts: list[Part], angle: float = 0.0, shift: Vector = (0, 0, 0)) -> list[Part]:
     """`parts` rotated by `angle` (radians) about z, then shifted."""
     c, s = np.cos(angle), np.sin(angle)
     turn = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
     return [p._replace(triangles=p.triangles @ turn + shift) for p in parts]
 
 
-def _posts(half_x, half_y, half_width, z0, z1, paint, label=_BACKGROUND) -> list[Part]:
+def _posts(
+    half_x: float, half_y: float, half_width: float, z0: float, z1: float, paint: str, label: int = _BACKGROUND
+) -> list[Part]:
     """Four square posts at the corners (±half_x, ±half_y)."""
     corners = [(sx * half_x, sy * half_y) for sx in (-1, 1) for sy in (-1, 1)]
     r = half_width
@@ -79,7 +91,7 @@ def bounds(parts: list[Part]) -> tuple[np.ndarray, np.ndarray]:
 # ---------------------------------------------------------------- the ten objects: parts on the floor around the origin
 
 
-def _bookcase(rng) -> list[Part]:
+def _bookcase(rng: np.random.Generator) -> list[Part]:
     w, d, h, n = rng.uniform(0.4, 0.55), 0.16, rng.uniform(1.4, 1.8), rng.integers(4, 6)
     parts = [box(-w, w, -d, -d + 0.03, 0, h, "second")]
     parts += [box(x - 0.025, x + 0.025, -d, d, 0, h, "main") for x in (-w, w)]
@@ -95,7 +107,7 @@ def _bookcase(rng) -> list[Part]:
     return parts
 
 
-def _dining_table(rng) -> list[Part]:
+def _dining_table(rng: np.random.Generator) -> list[Part]:
     w, d, h, leg = rng.uniform(0.55, 0.8), rng.uniform(0.35, 0.48), rng.uniform(0.7, 0.78), rng.uniform(0.03, 0.05)
     if rng.random() < 0.3:  # round, on a column
         foot = [(0, 0), (0.3, 0), (0.3, 0.04), (0.06, 0.08), (0.06, h - 0.05)]
@@ -106,7 +118,7 @@ def _dining_table(rng) -> list[Part]:
     return [top, *rails, *_posts(w - 0.08, d - 0.07, leg, 0, h - 0.05, "second", _TABLE)]
 
 
-def _folding_chair(rng) -> list[Part]:
+def _folding_chair(rng: np.random.Generator) -> list[Part]:
     w, d, seat, top = rng.uniform(0.2, 0.25), 0.21, rng.uniform(0.42, 0.48), rng.uniform(0.85, 1.0)
     parts = [box(-w, w, -d, d, seat - 0.04, seat, "main", _CHAIR)]
     parts += _posts(w - 0.03, d - 0.03, 0.02, 0, seat - 0.02, "second", _CHAIR)
@@ -115,7 +127,7 @@ def _folding_chair(rng) -> list[Part]:
     return parts + [box(-w, w, -d - 0.01, -d + 0.03, z0, z1, "main", _CHAIR) for z0, z1 in slats]
 
 
-def _four_poster(rng) -> list[Part]:
+def _four_poster(rng: np.random.Generator) -> list[Part]:
     w, d, h, top = rng.uniform(0.65, 0.85), rng.uniform(0.95, 1.05), rng.uniform(0.45, 0.55), rng.uniform(1.6, 1.95)
     parts = [
         box(-w, w, -d, d, 0.18, h - 0.14, "second", _BED),
@@ -137,7 +149,7 @@ def _leaf(length: float, width: float, lift: float, angle: float, foot: float, p
     return move([blade], angle)[0]
 
 
-def _pot_plant(rng) -> list[Part]:
+def _pot_plant(rng: np.random.Generator) -> list[Part]:
     r, h, n = rng.uniform(0.14, 0.2), rng.uniform(0.25, 0.35), rng.integers(16, 24)
     rim = [(r, h), (r * 1.08, h), (r * 1.08, h - 0.04), (0, h - 0.05)]
     pot = _lathe([(0, 0), (r * rng.uniform(0.6, 0.8), 0), *rim], "second", _PLANT)
@@ -145,7 +157,7 @@ def _pot_plant(rng) -> list[Part]:
     return [pot, *(_leaf(*blade, 2.4 * i, h - 0.06, "main") for i, blade in enumerate(blades))]
 
 
-def _refrigerator(rng) -> list[Part]:
+def _refrigerator(rng: np.random.Generator) -> list[Part]:
     w, d, h = rng.uniform(0.33, 0.42), rng.uniform(0.3, 0.36), rng.uniform(1.55, 1.85)
     split = h * rng.choice([0.35, 0.62, 0.7])
     side = rng.choice([-1, 1]) * (w - 0.06)
@@ -159,7 +171,7 @@ def _refrigerator(rng) -> list[Part]:
     return parts + [box(side - 0.018, side + 0.018, d, d + 0.05, z0, z1, "second", _FRIDGE) for z0, z1 in spans]
 
 
-def _studio_couch(rng) -> list[Part]:
+def _studio_couch(rng: np.random.Generator) -> list[Part]:
     w, d, seat = rng.uniform(0.75, 1.0), 0.42, rng.uniform(0.38, 0.44)
     top, arm = rng.uniform(0.75, 0.9), rng.uniform(0.12, 0.2)
     parts = [box(-w, w, -d, d, 0.1, seat - 0.12, "main", _COUCH), box(-w, w, -d, -d + 0.2, 0.1, top, "main", _COUCH)]
@@ -172,7 +184,7 @@ def _studio_couch(rng) -> list[Part]:
     return parts + _posts(w - 0.1, d - 0.06, 0.03, 0, 0.1, "third", _COUCH)
 
 
-def _television(rng) -> list[Part]:
+def _television(rng: np.random.Generator) -> list[Part]:
     w, foot = rng.uniform(0.5, 0.65), rng.uniform(0.4, 0.6)
     h, base = w * rng.uniform(1.1, 1.25), foot + 0.1
     console = [
@@ -187,7 +199,7 @@ def _television(rng) -> list[Part]:
     return console + stand + screen + [box(-w + 0.05, w - 0.05, 0.02, 0.025, base + 0.05, base + h - 0.05, "main", _TV)]
 
 
-def _toilet(rng) -> list[Part]:
+def _toilet(rng: np.random.Generator) -> list[Part]:
     w, h, top = rng.uniform(0.18, 0.21), rng.uniform(0.38, 0.44), rng.uniform(0.72, 0.82)
     outside = [(0, 0), (w * 0.62, 0), (w * 0.5, h * 0.4), (w * 0.95, h * 0.85), (w, h)]
     bowl = [*outside, (w * 0.72, h), (w * 0.5, h - 0.12), (0, h - 0.14)]
@@ -204,7 +216,7 @@ def _toilet(rng) -> list[Part]:
     return parts
 
 
-def _vase(rng) -> list[Part]:
+def _vase(rng: np.random.Generator) -> list[Part]:
     r, h, neck = rng.uniform(0.11, 0.16), rng.uniform(0.4, 0.55), rng.uniform(0.3, 0.5)
     belly, table, side = rng.uniform(0.35, 0.6), rng.uniform(0.5, 0.75), rng.uniform(0.2, 0.28)
     z = np.linspace(0, 1, 14)
@@ -219,21 +231,21 @@ def _vase(rng) -> list[Part]:
 # ---------------------------------------------------------------- what stands along the walls, one builder a scene type
 
 
-def _trunk(rng) -> list[Part]:
+def _trunk(rng: np.random.Generator) -> list[Part]:
     w, d, h = rng.uniform(0.3, 0.5), rng.uniform(0.45, 0.6), rng.uniform(0.35, 0.5)
     crate = box(-w * 0.7, w * 0.6, 0.1, d - 0.05, h + 0.02, h + rng.uniform(0.25, 0.5), "prop")
     band = box(-w - 0.01, w + 0.01, 0.02, d + 0.01, h - 0.1, h - 0.05, "dim")
     return [box(-w, w, 0.03, d, 0, h, "wood"), band, crate]
 
 
-def _boiler(rng) -> list[Part]:
+def _boiler(rng: np.random.Generator) -> list[Part]:
     r, h = rng.uniform(0.24, 0.32), rng.uniform(1.3, 1.6)
     tank = _lathe([(0, 0.1), (r, 0.1), (r, h), (r * 0.6, h + 0.12), (0, h + 0.15)], "prop", at=(0, r + 0.08, 0))
     pipes = [_pole(x, 0.1, 0, 3.2, 0.04, "dim") for x in (-r - 0.15, r + 0.12)]
     return [tank, *pipes, _pole(0, r + 0.08, h, 3.2, 0.035, "dim")]
 
 
-def _washing(rng) -> list[Part]:
+def _washing(rng: np.random.Generator) -> list[Part]:
     if rng.random() < 0.5:  # a bath: four walls and a floor
         w, d, h = 0.75, 0.7, 0.55
         sides = [box(-w, w, y, y + 0.08, 0, h, "light") for y in (0.02, d - 0.08)]
@@ -245,7 +257,7 @@ def _washing(rng) -> list[Part]:
     return [basin, foot, *mirror]
 
 
-def _wardrobe(rng) -> list[Part]:
+def _wardrobe(rng: np.random.Generator) -> list[Part]:
     if rng.random() < 0.5:  # a bedside table with its lamp
         shade = _lathe([(0.06, 1.0), (0.16, 0.75), (0.15, 0.75)], "light", at=(0, 0.25, 0))
         table = [box(-0.25, 0.25, 0.02, 0.45, 0, 0.5, "wood"), box(-0.2, 0.2, 0.45, 0.46, 0.2, 0.42, "dim")]
@@ -255,13 +267,13 @@ def _wardrobe(rng) -> list[Part]:
     return [box(-w, w, 0.02, 0.55, 0, h, "wood"), *doors]
 
 
-def _door(rng) -> list[Part]:
+def _door(rng: np.random.Generator) -> list[Part]:
     spans = itertools.product((-0.34, 0.04), ((0.2, 0.9), (1.05, 1.85)))
     panels = [box(x, x + 0.3, 0.03, 0.045, z0, z1, "wood") for x, (z0, z1) in spans]
     return [box(-0.48, 0.48, 0, 0.02, 0, 2.08, "trim"), box(-0.4, 0.4, 0, 0.035, 0, 2.0, "prop"), *panels]
 
 
-def _sideboard(rng) -> list[Part]:
+def _sideboard(rng: np.random.Generator) -> list[Part]:
     w, h = rng.uniform(0.5, 0.8), rng.uniform(0.75, 0.9)
     doors = [box(x + 0.03, x + w - 0.03, 0.42, 0.44, 0.12, h - 0.08, "prop") for x in (-w, 0)]
     bottle = [(0, h), (0.045, h), (0.045, h + 0.2), (0.015, h + 0.27), (0.015, h + 0.34), (0, h + 0.34)]
@@ -274,7 +286,7 @@ def _sideboard(rng) -> list[Part]:
     return [box(-w, w, 0.02, 0.42, 0, h, "wood"), *doors, *bottles, *picture]
 
 
-def _desk(rng) -> list[Part]:
+def _desk(rng: np.random.Generator) -> list[Part]:
     w = rng.uniform(0.55, 0.75)
     top = [box(-w, w, 0.02, 0.65, 0.7, 0.74, "wood"), box(w - 0.4, w, 0.05, 0.6, 0, 0.7, "prop")]
     screen = [box(-0.3, 0.25, 0.25, 0.28, 0.86, 1.2, "dim", _TV), box(-0.06, 0.02, 0.22, 0.25, 0.74, 0.95, "dim", _TV)]
@@ -285,7 +297,7 @@ def _desk(rng) -> list[Part]:
     return [*top, box(-w, -w + 0.04, 0.05, 0.6, 0, 0.7, "wood"), *screen, *shelf]
 
 
-def _counter(rng) -> list[Part]:
+def _counter(rng: np.random.Generator) -> list[Part]:
     w = rng.uniform(0.6, 0.8)
     base = [box(-w, w, 0.02, 0.58, 0.08, 0.86, "prop"), box(-w, w, 0.0, 0.62, 0.86, 0.91, "wood")]
     doors = [box(x + 0.02, x + w / 1.5 - 0.02, 0.58, 0.6, 0.14, 0.8, "light") for x in np.linspace(-w, w, 4)[:-1]]
@@ -296,7 +308,7 @@ def _counter(rng) -> list[Part]:
     return [*base, *doors[::2], *upper, box(-w / 3, w / 3, 0.58, 0.61, 0.14, 0.82, "dim", _OVEN)]
 
 
-def _fireside(rng) -> list[Part]:
+def _fireside(rng: np.random.Generator) -> list[Part]:
     if rng.random() < 0.5:  # a standing lamp beside a picture
         shade = _lathe([(0.12, 1.65), (0.24, 1.35), (0.23, 1.35)], "light", at=(0, 0.35, 0))
         picture = [box(-0.75, 0.0, 0, 0.03, 1.3, 1.85, "wood"), box(-0.69, -0.06, 0, 0.04, 1.36, 1.79, "prop")]
@@ -307,7 +319,7 @@ def _fireside(rng) -> list[Part]:
     return [*jambs, box(-0.75, 0.75, 0.0, 0.46, 0.95, 1.05, "wood"), box(-0.4, 0.4, 0.02, 0.06, 0, 0.95, "dim"), clock]
 
 
-def _stairs(rng) -> list[Part]:
+def _stairs(rng: np.random.Generator) -> list[Part]:
     tread, rise, side, parts = 0.26, 0.18, rng.choice([-1, 1]), []
     for i in range(9):
         x, z, r = side * (i * tread - 0.9), (i + 1) * rise, tread / 2

@@ -1,7 +1,7 @@
 """Intervals and rank correlation for few seeds."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from math import factorial
 
@@ -23,6 +23,10 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}], n = {self.n}"
 
+    def within(self, low: float, high: float) -> "Interval":
+        """The same, its ends cut to what the quantity can be: a t-interval of few seeds may reach beyond."""
+        return replace(self, low=max(self.low, low), high=min(self.high, high)) if self.n > 1 else self
+
     def columns(self, name: str) -> dict[str, float]:
         """`name`, `name_low` and `name_high`: the interval as columns of a table."""
         return {name: self.estimate, f"{name}_low": self.low, f"{name}_high": self.high}
@@ -42,7 +46,8 @@ def student(values: ArrayLike, *, level: float = 0.95) -> Interval:
 def student_or_nan(values: ArrayLike) -> Interval:
     """`student`, or nan throughout where a value is not finite."""
     v = np.asarray(values, dtype=float)
-    return student(v) if np.isfinite(v).all() else Interval(*[float("nan")] * 3, n=len(v))
+    # They are three, which a list cannot tell mypy.
+    return student(v) if np.isfinite(v).all() else Interval(*[float("nan")] * 3, n=len(v))  # type: ignore[misc, arg-type]
 
 
 def paired(
@@ -66,13 +71,20 @@ def paired(
     return Interval(float(np.exp(t.estimate)), float(np.exp(t.low)), float(np.exp(t.high)), t.n, level)
 
 
+def fixed(value: float, digits: int = 2) -> str:
+    """A number with so many decimals, and never as -0.00."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
 def p_value(values: ArrayLike) -> float:
     """Two-sided one-sample t-test of float[n] against 0; nan for fewer than two values or values without spread."""
     v = np.asarray(values, dtype=float)
     return float(scipy_stats.ttest_1samp(v, 0).pvalue) if len(v) > 1 and np.ptp(v) else float("nan")
 
 
-def bootstrap(values: ArrayLike, statistic: Callable, *, seed: int, reps: int = 2000, level: float = 0.95) -> Interval:
+def bootstrap(
+    values: ArrayLike, statistic: Callable[[np.ndarray], float], *, seed: int, reps: int = 2000, level: float = 0.95
+) -> Interval:
     """Percentile bootstrap over the first axis of `values`; for 10 units or more (ValueError below)."""
     v = np.asarray(values, dtype=float)
     if len(v) < 10:

@@ -1,44 +1,57 @@
 """Tables from records: UD and accuracy a run, intervals a condition, rank correlation; written as csv, md and tex."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
 from . import published, records, stats, ud
-from .config import InputError, existing, located
+from .config import InputError, Record, existing, located
 
 CLEAN, NOISE = "clean", "noise"
 BLOCK = ["dataset", "architecture", "defense", "epochs"]
 UNITS = ("ud_layers", "ud_weights", "ud_own")
+TESTED = {"ud_layers": "p_holm", "ud_weights": "p_holm_weights"}
+FIRST, AGAIN = "run `dvc repro` first", "run `dvc repro` again"
 FEWEST_METHODS = 6  # a rank correlation over fewer methods decides nothing
 
 
-def load(folder: Path | str, settings: list[str]) -> list[dict]:
+def load(folder: Path | str, settings: list[str]) -> list[Record]:
     """All runs of the named settings, `<folder>/<setting>.json` each, in order, a run that two of them hold once.
 
-    Raises InputError if a file lacks, or if two files hold different runs of one key.
+    Raises InputError if a file lacks or holds no runs, or if two files hold different runs of one key.
     """
-    found = {}
+    found: dict[tuple[Any, ...], Record] = {}
     for name in settings:
-        for run in records.load(located(folder) / f"{name}.json")["runs"]:
-            if found.setdefault(key(run), run)["config"] != run["config"]:
-                what = " ".join(map(str, key(run)))
+        for own, run in _runs(located(folder) / f"{name}.json"):
+            if found.setdefault(own, run)["config"] != run["config"]:
+                what = " ".join(map(str, own))
                 raise InputError(f"{name}.json: {what} differs from another setting's; give them equal settings")
     return list(found.values())
 
 
-def of(runs: list[dict], **wanted) -> list[dict]:
+def _runs(path: Path) -> list[tuple[tuple[Any, ...], Record]]:
+    try:
+        found = [(key(run), run) for run in records.load(path)["runs"]]
+        dict(found)  # every key can be looked up
+        return found
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: no runs of a setting ({type(error).__name__}: {error}); {AGAIN}") from None
+
+
+def of(runs: list[Record], **wanted: object) -> list[Record]:
     """The runs whose configuration has these values, for example method="lsp", defense="none"."""
     return [run for run in runs if all(run["config"][name] == value for name, value in wanted.items())]
 
 
-def sal_matrix(run: dict, value: str = "sal") -> np.ndarray:
+def sal_matrix(run: Record, value: str = "sal") -> np.ndarray:
     """SAL of a run, float[epochs, layers] in nats (`value`: sal, s_max or s_min)."""
     return np.array([probe[value] for probe in run["sal"]], dtype=float)
 
 
-def trajectories(runs: list[dict]) -> pd.DataFrame:
+def trajectories(runs: list[Record]) -> pd.DataFrame:
     """SAL along training, one row a run, probed epoch and layer.
 
     method, seed, epoch, layer, sal, s_max, s_min, error (standard error over images) in nats, radius, weights.
@@ -51,34 +64,34 @@ def trajectories(runs: list[dict]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).set_index(["method", "seed", "epoch", "layer"]).reset_index()
 
 
-def layer_weights(run: dict) -> np.ndarray:
+def layer_weights(run: Record) -> np.ndarray:
     """Weights of each probed layer, int[layers]."""
     return np.array(run["sal"][0]["weights"])
 
 
-def threshold(clean: list[dict]) -> float:
+def threshold(clean: list[Record]) -> float:
     """Learnable threshold of the clean runs, mean over seeds (for figures; UD uses each seed's own)."""
     return float(np.mean([ud.threshold(sal_matrix(run)) for run in clean]))
 
 
-def floor(runs: list[dict]) -> float:
+def floor(runs: list[Record]) -> float:
     """The stated floor of UD on the log scale: half a layer at one probed epoch, of all layers and epochs."""
     return 0.5 / sal_matrix(runs[0]).size
 
 
-def floors(runs: list[dict]) -> dict[tuple[str, str], float]:
+def floors(runs: list[Record]) -> dict[tuple[str, str], float]:
     """`floor` by (data set, architecture)."""
     return {key(run)[:2]: floor([run]) for run in runs}
 
 
-def key(run: dict) -> tuple:
+def key(run: Record) -> tuple[Any, ...]:
     """(dataset, architecture, defense, epochs, method, seed) of a run."""
     config = run["config"]
     named = [config[name] for name in ("dataset", "architecture", "defense")]
     return (*named, config["recipe"]["epochs"], config["method"], config["seed"])
 
 
-def benchmark(runs: list[dict]) -> pd.DataFrame:
+def benchmark(runs: list[Record]) -> pd.DataFrame:
     """One row a run: BLOCK, method, seed, test_accuracy (0..1), ud_layers, ud_weights, ud_own, comparable.
 
     UD is against the clean run of the same data, architecture, epochs and seed without a defense; ud_own, in layers,
@@ -98,13 +111,13 @@ def benchmark(runs: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*BLOCK, "method", "seed", "test_accuracy", *UNITS, "comparable"])
 
 
-def _distances(run: dict, twin: dict, own: dict | None) -> tuple[float, float, float]:
+def _distances(run: Record, twin: Record, own: Record | None) -> tuple[float, float, float]:
     sal, clean = sal_matrix(run), sal_matrix(twin)
     same = float("nan") if own is None else ud.distance(sal, sal_matrix(own))
     return ud.distance(sal, clean), ud.distance(sal, clean, weights=layer_weights(twin)), same
 
 
-def compare(frame: pd.DataFrame, method: str, column: str, *, against: str = NOISE, **options) -> stats.Interval:
+def compare(frame: pd.DataFrame, method: str, column: str, *, against: str = NOISE, **options: Any) -> stats.Interval:
     """Paired interval of one method's column minus (with log=True: over) another's, in one block of the benchmark."""
     by_seed = frame.pivot(index="seed", columns="method", values=column)
     if missing := {method, against} - set(by_seed.columns):
@@ -115,25 +128,31 @@ def compare(frame: pd.DataFrame, method: str, column: str, *, against: str = NOI
 def by_method(frame: pd.DataFrame, floors: dict[tuple[str, str], float]) -> pd.DataFrame:
     """One row a block and method: mean accuracy, its paired difference to noise, geometric mean UD, intervals and n.
 
-    floors: UD's floor for each block (without epochs). p: two-sided t-test of log UD against 0 (UD = 1), Holm over the
-    methods. published_accuracy and published_ud: what others report for the very condition, nan where nobody does.
+    floors: UD's floor for each block (without epochs). p_holm, and p_holm_weights for UD in weights: two-sided t-test
+    of log UD against 0 (UD = 1), Holm over the methods. published_accuracy and published_ud: what others report for the
+    very condition, nan where nobody does.
     """
     rows = [
         dict(zip(BLOCK, block, strict=True))
         | {"method": method}
         | _summary(part, method, floors[block[:2]])
-        | published.values(*block[:3], method, comparable=part.loc[part["method"] == method, "comparable"].all())
+        | published.values(
+            *cast(tuple[str, str, str], block[:3]),
+            method,
+            comparable=part.loc[part["method"] == method, "comparable"].all(),
+        )
         for block, part in frame.groupby(BLOCK, sort=False)
         for method in part["method"].unique()
     ]
     found = pd.DataFrame(
-        rows, columns=None if rows else [*BLOCK, "method", "n", "test_accuracy", *UNITS, "p_ud_layers"]
+        rows, columns=None if rows else [*BLOCK, "method", "n", "test_accuracy", *UNITS, *map("p_{}".format, TESTED)]
     )
-    found["p_holm"] = found.groupby(BLOCK)["p_ud_layers"].transform(stats.holm)
+    for unit, name in TESTED.items():
+        found[name] = found.groupby(BLOCK)[f"p_{unit}"].transform(stats.holm)
     return found
 
 
-def _summary(part: pd.DataFrame, method: str, low: float) -> dict:
+def _summary(part: pd.DataFrame, method: str, low: float) -> Record:
     accuracy = stats.student(part.loc[part["method"] == method, "test_accuracy"])
     out = {"n": accuracy.n} | accuracy.columns("test_accuracy")
     if NOISE in set(part["method"]):
@@ -142,15 +161,17 @@ def _summary(part: pd.DataFrame, method: str, low: float) -> dict:
         ratios = part.loc[part["method"] == method, unit]  # the division by the clean twin is done
         if ratios.notna().all():
             out |= stats.paired(ratios, np.ones(len(ratios)), log=True, floor=low).columns(unit)
-    logs = np.log(np.maximum(part.loc[part["method"] == method, "ud_layers"], low))
-    return out | {"p_ud_layers": float("nan") if method == CLEAN else stats.p_value(logs)}
+    for unit in TESTED:
+        logs = np.log(np.maximum(part.loc[part["method"] == method, unit], low))
+        out[f"p_{unit}"] = float("nan") if method == CLEAN else stats.p_value(logs)
+    return out
 
 
-def rank_correlation(frame: pd.DataFrame, unit: str = "ud_layers") -> dict:
+def rank_correlation(frame: pd.DataFrame, unit: str = "ud_layers") -> Record:
     """Spearman's rho of UD with test accuracy over methods (clean left out: its UD is 1 by definition), one block.
 
-    rho per seed with its t-interval over seeds (None below three methods); p: exact permutation over methods of the
-    seed means.
+    rho per seed with its t-interval over the seeds that have an order (None below three methods); p: exact permutation
+    over methods of the seed means.
     """
     part = frame[frame["method"] != CLEAN]
     if part["method"].nunique() < 3:
@@ -159,7 +180,8 @@ def rank_correlation(frame: pd.DataFrame, unit: str = "ud_layers") -> dict:
     means = part.groupby("method")[[unit, "test_accuracy"]].mean()
     rho, p = stats.rank_correlation(means[unit], means["test_accuracy"])
     finite = [r for r in per_seed if np.isfinite(r)]
-    return {"interval": stats.student(finite) if finite else None, "rho_of_means": rho, "p": p, "methods": len(means)}
+    interval = stats.student(finite).within(-1, 1) if finite else None
+    return {"interval": interval, "rho_of_means": rho, "p": p, "methods": len(means)}
 
 
 def ranks(frame: pd.DataFrame) -> pd.DataFrame:
@@ -171,14 +193,20 @@ def ranks(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _together(frame: pd.DataFrame) -> pd.DataFrame:
-    """All blocks as one, each condition a method of its own; the seeds that all conditions have."""
+    """All blocks as one, each condition a method of its own; the seeds that all conditions have.
+
+    Accuracy and UD become ranks within their block and seed: what differs between data sets or networks is no order of
+    methods.
+    """
     names = frame[[*BLOCK, "method"]].astype(str).agg(" ".join, axis=1)
     counts = names.groupby(frame["seed"]).nunique()
     shared = frame["seed"].isin(counts[counts == names.nunique()].index)
-    return frame.assign(method=names)[shared & (frame["method"] != CLEAN)]
+    kept = frame.assign(method=names)[shared & (frame["method"] != CLEAN)]
+    ranked = ["test_accuracy", *UNITS[:2]]
+    return kept.assign(**kept.groupby([*BLOCK, "seed"])[ranked].rank(pct=True))
 
 
-def _rank_row(block: tuple, part: pd.DataFrame, unit: str) -> dict:
+def _rank_row(block: tuple[Any, ...], part: pd.DataFrame, unit: str) -> Record:
     found = rank_correlation(part, unit)
     row = dict(zip(BLOCK, block, strict=True)) | {"unit": unit, "methods": found["methods"]}
     interval = found["interval"]
@@ -199,7 +227,7 @@ def over_seeds(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 def write(frame: pd.DataFrame, stem: Path | str, *, digits: int = 4) -> None:
     """`<stem>.csv`, `.md` and `.tex`, numbers of `digits` significant digits, lines ending in a newline."""
-    short = frame.map(lambda v: float(f"{v:.{digits}g}") if isinstance(v, float) else v)
+    short = frame.map(lambda v: float(f"{v:.{digits}g}") + 0.0 if isinstance(v, float) else v)
     stem = Path(stem)
     records.write_text(stem.with_suffix(".csv"), short.to_csv(index=False, lineterminator="\n"))
     records.write_text(stem.with_suffix(".md"), short.to_markdown(index=False) + "\n")
@@ -220,16 +248,37 @@ def differences(a: Path | str, b: Path | str) -> list[str]:
     """How `ud_by_data.csv` of two result folders differs beyond TOLERANCES (absolute), one line each; none: they agree.
 
     Between machines sums round differently and runs drift apart, so only means over seeds are compared.
-    Raises InputError if a table is missing.
+    Raises InputError if a table is missing or damaged.
     """
     name = Path("tables") / "ud_by_data.csv"
     old, new = (_indexed(Path(folder) / name) for folder in (a, b))
     if list(old.index) != list(new.index):
-        return [f"conditions differ: {sorted(set(old.index) ^ set(new.index))}"]
+        return [f"conditions differ: {sorted(set(old.index) ^ set(new.index), key=str)}"]
     shared = [c for c in TOLERANCES if c in old and c in new]
     gaps = [(row, c, old.at[row, c], new.at[row, c]) for row in old.index for c in shared]
-    return [f"{' '.join(map(str, row))} {c}: {x} and {y}" for row, c, x, y in gaps if not abs(x - y) <= TOLERANCES[c]]
+    return [f"{' '.join(map(str, row))} {c}: {x} and {y}" for row, c, x, y in gaps if _apart(x, y, TOLERANCES[c])]
+
+
+def _apart(x: float, y: float, most: float) -> bool:
+    return not (abs(x - y) <= most or (np.isnan(x) and np.isnan(y)))
 
 
 def _indexed(path: Path) -> pd.DataFrame:
-    return pd.read_csv(existing(path, "run `dvc repro` first, or name another folder")).set_index([*BLOCK, "method"])
+    keys, mend = [*BLOCK, "method"], f"{FIRST}, or name another folder"
+    found = read(path, keys, mend=mend).set_index(keys)
+    measured = found[[c for c in TOLERANCES if c in found]]
+    if not found.index.is_unique or any(not pd.api.types.is_numeric_dtype(kind) for kind in measured.dtypes):
+        raise InputError(f"{path}: a condition comes twice, or a measure is no number; {mend}")
+    return found
+
+
+def read(path: Path | str, columns: Sequence[str] = (), *, mend: str = FIRST) -> pd.DataFrame:
+    """A table (.csv). Raises InputError, with the mend, if it is missing, not a table, or lacks one of the columns."""
+    existing(path, mend)
+    try:
+        found = pd.read_csv(path)
+    except Exception as error:  # damaged files raise many types
+        raise InputError(f"{path}: not a table ({type(error).__name__}); {mend}") from None
+    if missing := set(columns) - set(found):
+        raise InputError(f"{path}: no column {', '.join(sorted(missing))}; {mend}")
+    return found

@@ -9,14 +9,14 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import records
+from . import folders, records
 from .config import InputError, choose, existing
 
 INVALID = 65535  # depth_euclidean where the scan has a hole
@@ -131,7 +131,7 @@ def index(folder: Path, domains: Sequence[str], buildings: Iterable[str] | None 
     return {v: {d: found[d][v] for d in domains} for v in wanted}
 
 
-def _no_building(folder: Path, views: Iterable[View], wanted: list[str]):
+def _no_building(folder: Path, views: Iterable[View], wanted: list[str]) -> NoReturn:
     have = sorted({building for building, _, _ in views})
     raise InputError(
         f"{folder}: has {', '.join(have[:3])}, but none of this part's {len(wanted)} buildings "
@@ -210,7 +210,7 @@ def _stack(paths: list[Path], mode: str) -> np.ndarray:
 def read_png(path: Path, mode: str) -> np.ndarray:
     """A PNG's pixels. Raises InputError if it is no image, truncated, or of another Pillow mode."""
     try:
-        with Image.open(path) as image:
+        with folders.opened(path, ("PNG",)) as image:
             image.load()
             found, pixels = image.mode, np.asarray(image)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and struct.error on damaged files
@@ -222,7 +222,7 @@ def read_png(path: Path, mode: str) -> np.ndarray:
 
 def _label(path: Path, domain: str, kept: Kept) -> int:
     try:
-        scores = np.load(path, allow_pickle=False).astype(np.float64).reshape(-1)
+        scores = np.load(path, allow_pickle=False, mmap_mode="r").astype(np.float64).reshape(-1)
     except Exception as error:  # damaged headers raise many types
         raise InputError(f"{path}: not a readable .npy ({type(error).__name__}); fetch the file again") from None
     if len(scores) != LENGTHS[domain] or not np.isfinite(scores).all():
@@ -255,7 +255,7 @@ def _area(x: Tensor, mask: Tensor | None, size: int) -> Tensor:
     return mean.round().to(x.dtype) if x.dtype == torch.uint8 else mean
 
 
-def _masked(x: Tensor, mask: Tensor | None, size: int) -> Tensor:
+def _masked(x: Tensor, mask: Tensor, size: int) -> Tensor:
     weight = F.interpolate(mask.float(), (size, size), mode="area")
     return F.interpolate(x * mask, (size, size), mode="area") / weight.clamp_min(1e-9) * (weight > 0)
 
@@ -268,4 +268,10 @@ def _nearest(x: Tensor, mask: Tensor | None, size: int) -> Tensor:
     return F.interpolate(x.float(), (size, size), mode="nearest").to(x.dtype)
 
 
-RESIZE = {"area": _area, "masked": _masked, "unit": _unit, "nearest": _nearest}
+# (values, mask, side): the mask is None but for depth, which alone reads it.
+RESIZE: dict[str, Callable[[Tensor, Any, int], Tensor]] = {
+    "area": _area,
+    "masked": _masked,
+    "unit": _unit,
+    "nearest": _nearest,
+}

@@ -16,6 +16,7 @@ from . import derived
 IDS = 17  # segment_semantic: file values 1..17 are classes, 0 is uncertain
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Pack = Callable[[Mapping[str, Tensor], str], Tensor]  # (targets, name) -> dense labels
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Task:
     higher: bool  # is better
     score: Callable[[Tensor, Tensor], float]
     constant: Callable[[Tensor], Tensor]
-    pack: Callable[[Mapping[str, Tensor], str], Tensor] | None = None  # None: a class
+    pack: Pack | None = None  # None: a class
     guess: Callable[[Tensor], Tensor] | None = None
     scaled: bool = False  # labels are divided by their standard deviation
 

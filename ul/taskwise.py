@@ -1,6 +1,7 @@
 """Why other tasks stay learnable: SAL of the shared encoder by task, and how the tasks' gradients conflict."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -24,7 +25,9 @@ def encoder_layers(model: MultiTask) -> list[str]:
     ]  # fmt: skip
 
 
-def sal_by_task(model: MultiTask, images: Tensor, labels: Labels, units: dict[str, float], **options) -> pd.DataFrame:
+def sal_by_task(
+    model: MultiTask, images: Tensor, labels: Labels, units: dict[str, float], **options: Any
+) -> pd.DataFrame:
     """SAL of every encoder layer for each task's loss and for the joint loss: rows task, layer and SAL's columns.
 
     images: float[n,c,h,w]; units: each task's loss is divided by its own, as in training, so that values compare.
@@ -47,7 +50,7 @@ def _in_units(name: str, units: dict[str, float]) -> Callable[[Tensor, Tensor], 
 class Joint(nn.Module):
     """All tasks' outputs side by side in one tensor [n, values], so that one loss sees them all."""
 
-    def __init__(self, network: MultiTask):
+    def __init__(self, network: MultiTask) -> None:
         super().__init__()
         self.encoder, self.heads, self.routed = network.encoder, network.heads, network.encoder.routed
 
@@ -77,7 +80,7 @@ class Joint(nn.Module):
 
 def conflict(model: MultiTask, images: Tensor, labels: Labels) -> pd.DataFrame:
     """Cosine of the tasks' gradients on the shared encoder, eval mode: rows task, other, cosine (-1 to 1)."""
-    weights = [model.get_submodule(name).weight for name in encoder_layers(model)]
+    weights = [cast(Tensor, model.get_submodule(name).weight) for name in encoder_layers(model)]
     with sal.frozen(model):
         for w in weights:
             w.requires_grad_(True)

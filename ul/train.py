@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from . import metrics, perturb
 from .config import InputError
@@ -64,7 +67,7 @@ def fit(
     seed: int,
     device: torch.device | str,
     target: str = "label",
-    on_epoch: Callable[[int, nn.Module], None] | None = None,
+    on_epoch: Callable[[int, nn.Module], object] | None = None,
     history: History | None = None,
 ) -> History:
     """Train `model` in place on train.images with train.targets[target]; score it on `test`, if given, every epoch.
@@ -75,7 +78,8 @@ def fit(
     """
     device = torch.device(device)
     rng = Generator().manual_seed(seed)
-    model.to(device, memory_format=torch.channels_last)
+    # torch's types of `to` lack memory_format.
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     prepared = defense.prepare(train)
     images, targets = prepared.images.to(device), prepared.targets[target].to(device)
     held = test and (perturb.to_float(test.images.to(device)), test.targets[target].to(device))
@@ -95,8 +99,8 @@ def fit(
     return history
 
 
-def _optimizer(model: nn.Module, recipe: Recipe, steps: int):
-    shared = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+def _optimizer(model: nn.Module, recipe: Recipe, steps: int) -> tuple[Optimizer, LRScheduler]:
+    shared: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "adamw":
         optimizer = torch.optim.AdamW(model.parameters(), **shared)
     else:
@@ -107,7 +111,10 @@ def _optimizer(model: nn.Module, recipe: Recipe, steps: int):
     return optimizer, torch.optim.lr_scheduler.SequentialLR(optimizer, [warm, fall], [rise])
 
 
-def _epoch(model, images, targets, recipe: Recipe, crop: bool, batch: Batch, optimizer, schedule, rng: Generator):
+def _epoch(
+    model: nn.Module, images: Tensor, targets: Tensor, recipe: Recipe, crop: bool, batch: Batch, optimizer: Optimizer,
+    schedule: LRScheduler, rng: Generator,
+) -> tuple[float, float]:  # fmt: skip
     model.train()
     totals = torch.zeros(2, device=images.device)
     for index in torch.randperm(len(images), generator=rng).split(recipe.batch_size):
@@ -127,7 +134,7 @@ def _epoch(model, images, targets, recipe: Recipe, crop: bool, batch: Batch, opt
     return loss, accuracy
 
 
-def _backward(model: nn.Module, x: Tensor, y: Tensor, optimizer) -> tuple[Tensor, Tensor]:
+def _backward(model: nn.Module, x: Tensor, y: Tensor, optimizer: Optimizer) -> tuple[Tensor, Tensor]:
     """(loss, outputs) of a batch, with its gradient in the parameters."""
     with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
         out = model(x)
@@ -137,13 +144,13 @@ def _backward(model: nn.Module, x: Tensor, y: Tensor, optimizer) -> tuple[Tensor
     return loss, out
 
 
-def _sharpest(model: nn.Module, x: Tensor, y: Tensor, optimizer, radius: float) -> None:
+def _sharpest(model: nn.Module, x: Tensor, y: Tensor, optimizer: Optimizer, radius: float) -> None:
     """The gradient replaced by the one a `radius` further up (SAM: Foret et al. 2021, eq. 2); weights as before.
 
     Batch statistics move in the first pass only.
     """
     weights = list(model.parameters())
-    norm = torch.stack([p.grad.norm() for p in weights]).norm().clamp_min(1e-12)
+    norm = torch.stack([cast(Tensor, p.grad).norm() for p in weights]).norm().clamp_min(1e-12)
     ahead = [p.grad * (radius / norm) for p in weights]
     momenta = {m: m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
     torch._foreach_add_([p.data for p in weights], ahead)

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from scipy import stats as scipy_stats
 
 from . import benchmark, data, graph, metrics, perturb, sal, scores, stats, tables, ud
 from .benchmark import CLEAN, Cell, Sal
-from .config import InputError, choose
+from .config import InputError, Record, choose
 from .public import DEPARTURES
 
 AXES = ("share", "label_noise", "eps")  # of a cell: what a ground truth varies
@@ -67,30 +68,30 @@ def probings(named: Iterable[str]) -> dict[str, Choice]:
     return {"default": Choice()} | {name: Choice(way=name) for name in named}
 
 
-def varied(cell: Cell, axis: str, values: Sequence[float], seeds: int) -> list[Cell]:
+def varied(cell: Cell, axis: str, values: Sequence[Any], seeds: int) -> list[Cell]:
     """`cell` at each value of one of AXES and each seed from 0."""
     return [replace(cell, **{axis: value}, seed=seed) for value in values for seed in range(seeds)]
 
 
-def probes(run: dict, way: str | None) -> list[dict]:
+def probes(run: Record, way: str | None) -> list[Record]:
     """A run's SAL by epoch: its own, or one of `also`."""
     return run["sal"] if way is None else run["also"][way]["sal"]
 
 
-def distance(run: dict, twin: dict, choice: Choice = Choice()) -> float:
+def distance(run: Record, twin: Record, choice: Choice = Choice()) -> float:
     """UD of a run against its clean twin by one choice."""
     own, clean = (np.array([p["sal"] for p in probes(r, choice.way)], dtype=float) for r in (run, twin))
     weights = tables.layer_weights(twin) if choice.unit == "weights" else None
     return ud.distance(own, clean, weights=weights, rule=choice.rule, window=slice(choice.first, None))
 
 
-def twins(runs: Iterable[dict]) -> dict[int, dict]:
+def twins(runs: Iterable[Record]) -> dict[int, Record]:
     """The clean runs among `runs` by seed: all images clean, all labels true."""
     plain = [r for r in runs if r["config"]["method"] == CLEAN or r["config"]["share"] == 0]
     return {r["config"]["seed"]: r for r in plain if r["config"]["label_noise"] == 0}
 
 
-def curve(runs: list[dict], clean: Mapping[int, dict], axis: str) -> pd.DataFrame:
+def curve(runs: list[Record], clean: Mapping[int, Record], axis: str) -> pd.DataFrame:
     """One row a run: value of the axis, seed, test_accuracy (0..1), ud_layers, ud_weights."""
     rows = []
     for run in runs:
@@ -111,8 +112,7 @@ def trend(frame: pd.DataFrame, column: str) -> stats.Interval:
 
 def _over_seeds(taus: Sequence[float]) -> stats.Interval:
     """A t-interval, cut to where a correlation can lie."""
-    found = stats.student(taus)
-    return replace(found, low=max(found.low, -1.0), high=min(found.high, 1.0)) if found.n > 1 else found
+    return stats.student(taus).within(-1, 1)
 
 
 def tau(a: Sequence[float], b: Sequence[float]) -> float:
@@ -121,7 +121,7 @@ def tau(a: Sequence[float], b: Sequence[float]) -> float:
     return float(scipy_stats.kendalltau(a, b)[0]) if ordered else 0.0
 
 
-def by_choice(runs: list[dict], choices: Mapping[str, Choice]) -> pd.DataFrame:
+def by_choice(runs: list[Record], choices: Mapping[str, Choice]) -> pd.DataFrame:
     """log UD of every poisoned run by every choice: choice, method, seed, log_ud, test_accuracy (0..1).
 
     UD is floored at half a layer; NaN where a choice leaves the clean run without a learnable layer.
@@ -135,7 +135,7 @@ def by_choice(runs: list[dict], choices: Mapping[str, Choice]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["choice", "method", "seed", "log_ud", "test_accuracy"])
 
 
-def _log(run: dict, twin: dict, choice: Choice) -> float:
+def _log(run: Record, twin: Record, choice: Choice) -> float:
     own = probes(run, choice.way)[choice.first :]
     floor = 0.5 / (len(own) * len(own[0]["sal"]))
     try:
@@ -204,7 +204,7 @@ def _on(split: data.Split, target: str, where: torch.device) -> tuple[torch.Tens
     return images, split.targets[target].to(where)
 
 
-def score_table(runs: list[dict]) -> pd.DataFrame:
+def score_table(runs: list[Record]) -> pd.DataFrame:
     """One row a run: method, seed, test_accuracy, gap (training minus test accuracy), ud_layers and all `scores`."""
     clean, rows = twins(runs), []
     for run in runs:
@@ -231,8 +231,9 @@ def rescaled(model: torch.nn.Module, images: torch.Tensor, factor: float) -> Non
     with torch.no_grad():
         for conv, norm in pairs:
             conv.weight.mul_(factor)
-            norm.running_mean.mul_(factor)
-            norm.running_var.copy_((norm.running_var + norm.eps) * factor**2 - norm.eps)
+            cast(torch.Tensor, norm.running_mean).mul_(factor)
+            # Every norm of our networks tracks statistics.
+            norm.running_var.copy_((norm.running_var + norm.eps) * factor**2 - norm.eps)  # type: ignore[union-attr, operator, arg-type]
 
 
 def rescaled_sal(cell: Cell, factors: Sequence[float]) -> pd.DataFrame:
@@ -253,7 +254,7 @@ def rescaled_sal(cell: Cell, factors: Sequence[float]) -> pd.DataFrame:
 
 def trained(cell: Cell) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
     """The cell's victim after its training, and the images and targets that its SAL is measured on."""
-    kept = {}
+    kept: dict[str, Any] = {}
     benchmark.run(
         replace(cell, probes=()), at_end=lambda _, model, images: kept.update(model=model, images=images) or {}
     )

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 class Attention(nn.Module):
     """Multi-head self-attention over tokens [n, t, width] (Vaswani et al. 2017, section 3.2)."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
@@ -21,7 +21,7 @@ class Attention(nn.Module):
 class Perceptron(nn.Module):
     """Two linear layers with GELU between."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
@@ -32,7 +32,7 @@ class Perceptron(nn.Module):
 class Block(nn.Module):
     """Attention, then a perceptron, each normalised before and added to its input."""
 
-    def __init__(self, width: int, heads: int, mlp: nn.Module | None = None):
+    def __init__(self, width: int, heads: int, mlp: nn.Module | None = None) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention, self.mlp = Attention(width, heads), mlp or Perceptron(width, 4 * width)
@@ -45,7 +45,7 @@ class Block(nn.Module):
 class Patches(nn.Module):
     """Images [n, c, side, side] to tokens [n, (side / patch)^2, width] with learnt positions."""
 
-    def __init__(self, channels: int, side: int, patch: int, width: int):
+    def __init__(self, channels: int, side: int, patch: int, width: int) -> None:
         super().__init__()
         self.embed = nn.Conv2d(channels, width, patch, patch)
         self.positions = nn.Parameter(torch.randn(1, (side // patch) ** 2, width) * 0.02)
@@ -64,7 +64,7 @@ class Mean(nn.Module):
 class AsMap(nn.Module):
     """Tokens [n, side * side, width] to a map [n, width, side, side]."""
 
-    def __init__(self, side: int):
+    def __init__(self, side: int) -> None:
         super().__init__()
         self.side = side
 

@@ -1,6 +1,7 @@
 """How the losses of several tasks become one training step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ class Equal(nn.Module):
 class Uncertainty(nn.Module):
     """Each loss times exp(-s) plus s, s (log of variance) learnt for each task (Kendall et al., CVPR 2018, eq. 10)."""
 
-    def __init__(self, tasks):
+    def __init__(self, tasks: Iterable[str]) -> None:
         super().__init__()
         self.log_variances = nn.ParameterDict({task: nn.Parameter(torch.zeros(())) for task in tasks})
 
@@ -30,7 +31,7 @@ class Uncertainty(nn.Module):
 class Aggregated(nn.Module):
     """The tasks' gradients on the shared encoder, aggregated by a method of torchjd (an optional extra)."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         super().__init__()
         try:
             from torchjd import aggregation
@@ -50,13 +51,14 @@ class Aggregated(nn.Module):
 
 
 AGGREGATORS = {"pcgrad": "PCGrad", "mgda": "MGDA", "imtlg": "IMTLG", "aligned": "AlignedMTL", "gradvac": "GradVac"}
-NAMES: dict[str, Callable] = {
+Weighting = Equal | Uncertainty | Aggregated
+NAMES: dict[str, Callable[..., Any]] = {
     "equal": lambda tasks: Equal(),
     "balanced": lambda tasks: Equal(),  # of losses that the training loop has divided by a constant predictor's
     "uncertainty": Uncertainty,
 } | {name: (lambda tasks, name=name: Aggregated(name)) for name in AGGREGATORS}
 
 
-def make(name: str, tasks: list[str]) -> nn.Module:
+def make(name: str, tasks: list[str]) -> Weighting:
     """A weighting by name; its parameters are trained with the model's. Raises InputError for unknown names."""
     return NAMES[choose(name, NAMES, "weighting")](tasks)

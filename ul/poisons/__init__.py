@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class Method:
         """Which targets of a data set to load for it; None: all there are."""
         return None if self.tasks else (target,)
 
-    def settings(self) -> Mapping[str, object]:
+    def settings(self) -> Mapping[str, Any]:
         """Its recipes by name; the one definition there is, under both names, is None."""
         if self.recipes is None:
             return dict.fromkeys(RECIPES)
@@ -80,7 +81,7 @@ def make(
     device: torch.device | str,
     target: str | None = None,
     recipe: str = "published",
-    **options,
+    **options: Any,
 ) -> Split:
     """Poison `split` for the image-level `target` (default: its data set's) and check the result.
 
@@ -128,7 +129,7 @@ def _fraction(text: str) -> float:
         raise InputError(f"eps is {text!r}; give a number or a fraction such as 8/255") from None
 
 
-def _settings(name: str, recipe: str, options: dict):
+def _settings(name: str, recipe: str, options: dict[str, Any]) -> Any:
     base = NAMES[name].settings()[recipe]
     for option in options:
         choose(option, vars(base) if base else [], f"setting of {name}")
@@ -154,7 +155,7 @@ def check(clean: Split, poisoned: Split, name: str, eps: float) -> None:
     if method.norm is None:
         return
     limit, found = budget(name, eps, clean), perturb.measure(clean.images, poisoned.images)[method.norm]
-    if found > limit:
+    if found > cast(float, limit):
         raise InputError(f"{name}: {method.norm} size is {found:.4g}, the budget is {limit:.4g} (eps {eps:.4g})")
 
 

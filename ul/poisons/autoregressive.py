@@ -1,5 +1,7 @@
 """AR: noise that a class's autoregressive filter predicts exactly."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Generator, Tensor
 
@@ -32,7 +34,7 @@ def ar(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
     return out
 
 
-def generate(filters: Tensor, size: tuple[int, int], *, rng: Generator) -> Tensor:
+def generate(filters: Tensor, size: Sequence[int], *, rng: Generator) -> Tensor:
     """Patterns float64[n,c,h,w] from filters float64[n,c,3,3], every image from its own random start, all at once."""
     n, channels = filters.shape[:2]
     h, w = size[0] + MARGIN, size[1] + MARGIN
@@ -53,7 +55,7 @@ def residual(patterns: Tensor, filters: Tensor) -> Tensor:
     return found.unflatten(1, (channels, m)).transpose(1, 2)
 
 
-def find_filters(classes: int, shape: tuple[int, int, int], *, rng: Generator) -> Tensor:
+def find_filters(classes: int, shape: Sequence[int], *, rng: Generator) -> Tensor:
     """float64[classes,c,3,3]: entries of a channel sum to 1, the last is 0; stable, and each alien to the earlier ones.
 
     A candidate is kept if its trial patterns are at most 50 long and every earlier class's filter responds to them
@@ -69,7 +71,7 @@ def find_filters(classes: int, shape: tuple[int, int, int], *, rng: Generator) -
     raise InputError(f"AR: only {len(found)} of {classes} filters were found; use another seed or larger images")
 
 
-def _stable(shape: tuple[int, int, int], rng: Generator) -> list[tuple[Tensor, Tensor]]:
+def _stable(shape: Sequence[int], rng: Generator) -> list[tuple[Tensor, Tensor]]:
     """Candidates whose trial patterns are short enough, each with those patterns float64[3,c,h,w]."""
     drawn = torch.randn((CANDIDATES, shape[0], WINDOW, WINDOW), generator=rng, dtype=torch.float64)
     drawn[..., -1, -1] = 0

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ def counted(model: nn.Module) -> nn.Module:
     return model
 
 
-def _count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+def _count(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
     passes = _PASSES.get()
     if passes is not None and output.requires_grad:
         passes.images += len(output)

@@ -1,10 +1,12 @@
 """TUE: noise that is a shortcut for contrastive learning as well as for supervised learning."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from .. import perturb, records
 from ..config import InputError
@@ -63,7 +65,7 @@ def tue(target: Target, *, eps: float, settings: TUE) -> Tensor:
     return perturb.rounded(x, delta)
 
 
-def augmentations(shape: tuple[int, int, int], *, flip: bool) -> nn.Module:
+def augmentations(shape: Sequence[int], *, flip: bool) -> nn.Module:
     """SimCLR's views (Chen et al. 2020, appendix A): crop, mirror, and for colour images jitter and gray."""
     from kornia import augmentation as k
 
@@ -106,18 +108,20 @@ def _mixed(count: int, size: int, rng: torch.Generator) -> tuple[Tensor, ...]:
     return torch.randperm(count, generator=rng).split(size)
 
 
-def _batches(count: int, settings: TUE, rng: torch.Generator):
+def _batches(count: int, settings: TUE, rng: torch.Generator) -> Iterator[Tensor]:
     for _ in range(settings.epochs):
         yield from _mixed(count, settings.batch_size, rng)
 
 
-def _contrastive_loss(model, z: Tensor, views: nn.Module, settings: TUE, rng: torch.Generator) -> Tensor:
+def _contrastive_loss(model: nn.Module, z: Tensor, views: nn.Module, settings: TUE, rng: torch.Generator) -> Tensor:
     with seeded(rng):
         a, b = views(z), views(z)
     return nt_xent(model(a), model(b), settings.temperature)
 
 
-def _contrastive_step(model, optimizer, z: Tensor, views, settings: TUE, rng: torch.Generator) -> None:
+def _contrastive_step(
+    model: nn.Module, optimizer: Optimizer, z: Tensor, views: nn.Module, settings: TUE, rng: torch.Generator
+) -> None:
     if len(z) < 2:
         return  # one image has nothing to be contrasted with
     loss = _contrastive_loss(model, z, views, settings, rng)
@@ -128,7 +132,10 @@ def _contrastive_step(model, optimizer, z: Tensor, views, settings: TUE, rng: to
     optimizer.step()
 
 
-def _descended(model, x, delta, y, eps: float, views, settings: TUE, rng: torch.Generator) -> Tensor:
+def _descended(
+    model: nn.Module, x: Tensor, delta: Tensor, y: Tensor, eps: float, views: nn.Module, settings: TUE,
+    rng: torch.Generator,
+) -> Tensor:  # fmt: skip
     def loss(z: Tensor) -> Tensor:
         together = settings.separability * class_separability(z - x, y)
         if settings.contrastive and len(z) > 1:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from .. import records
 from ..config import InputError
@@ -34,7 +35,7 @@ DC_RECIPES = {
 
 
 class _Double(nn.Sequential):
-    def __init__(self, inner: int, outer: int):
+    def __init__(self, inner: int, outer: int) -> None:
         super().__init__(
             nn.Conv2d(inner, outer, 3, padding=1), nn.GroupNorm(4, outer), nn.ReLU(),
             nn.Conv2d(outer, outer, 3, padding=1), nn.GroupNorm(4, outer), nn.ReLU(),
@@ -44,7 +45,7 @@ class _Double(nn.Sequential):
 class UNet(nn.Module):
     """Double convolutions, average pooling, bilinear growth, tanh: float[n,c,h,w] to values in [-1, 1]."""
 
-    def __init__(self, channels: int, widths: tuple[int, ...]):
+    def __init__(self, channels: int, widths: tuple[int, ...]) -> None:
         super().__init__()
         if any(width % 4 for width in widths):
             raise InputError(f"widths of dc are {widths}; each must be a multiple of 4")
@@ -108,7 +109,9 @@ def _generator(target: Target, settings: DC) -> nn.Module:
         return counted(UNet(target.images.shape[1], settings.widths).to(target.device))
 
 
-def _confuse(candidate: nn.Module, optimizer, victim: nn.Module, x: Tensor, y: Tensor, eps: float, lr: float) -> None:
+def _confuse(
+    candidate: nn.Module, optimizer: Optimizer, victim: nn.Module, x: Tensor, y: Tensor, eps: float, lr: float
+) -> None:
     weights = dict(victim.named_parameters())
     loss = F.cross_entropy(victim(noisy(candidate, x, eps)), y)
     if not torch.isfinite(loss):
@@ -123,7 +126,7 @@ def _confuse(candidate: nn.Module, optimizer, victim: nn.Module, x: Tensor, y: T
 
 
 def _victim_step(victim: nn.Module, x: Tensor, y: Tensor, lr: float) -> None:
-    weights = list(victim.parameters())
+    weights: list[Tensor] = list(victim.parameters())
     slopes = torch.autograd.grad(F.cross_entropy(victim(x), y), weights)
     with torch.no_grad():
         for w, g in zip(weights, slopes, strict=True):

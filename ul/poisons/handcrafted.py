@@ -1,5 +1,7 @@
 """Poisons that need no model: each takes uint8[n,c,h,w] images and int64[n] labels, and gives uint8 images."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
@@ -56,7 +58,7 @@ def lsp_cells(labels: Tensor, channels: int, *, seed: int) -> Tensor:
     return patterns.view(-1, channels, GRID, GRID)
 
 
-def grown(cells: Tensor, size: tuple[int, int]) -> Tensor:
+def grown(cells: Tensor, size: Sequence[int]) -> Tensor:
     """Each cell as a constant patch of ceil(h/4) x ceil(w/4) pixels: float[n,c,4,4] to float[n,c,h,w]."""
     height, width = size
     tall = cells.repeat_interleave(-(-height // GRID), 2)

@@ -56,7 +56,9 @@ def ntga(target: Target, *, eps: float, settings: NTGA) -> Tensor:
     return out
 
 
-def _block(target: Target, rows: Tensor, held: Tensor, kernel: Callable, eps: float, settings: NTGA) -> Tensor:
+def _block(
+    target: Target, rows: Tensor, held: Tensor, kernel: Callable[[Tensor, Tensor], Tensor], eps: float, settings: NTGA
+) -> Tensor:
     x, y = target.part(rows)
     x_held, y_held = target.part(held)
     goal = F.one_hot(y, target.classes).double()

@@ -1,9 +1,11 @@
 """Error-minimising poisons: EM per image and per class, REM against adversarial training, and EM with one pixel."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
 
 from .. import metrics, perturb, records
 from . import onepixel
@@ -110,7 +112,9 @@ def em_ops(target: Target, *, eps: float, settings: EM) -> Tensor:
     return onepixel.ops(em(target, eps=eps, settings=settings), target.labels, eps=eps, seed=target.seed)
 
 
-def _train_on(model: nn.Module, optimizer, x, delta, y, settings: EM, cursor: int) -> int:
+def _train_on(
+    model: nn.Module, optimizer: Optimizer, x: Tensor, delta: Tensor, y: Tensor, settings: EM, cursor: int
+) -> int:
     """SGD on consecutive batches of x + delta, going on where the last round stopped; the new position."""
     model.train().requires_grad_(True)
     for _ in range(settings.batches):
@@ -181,7 +185,7 @@ def rem(target: Target, *, eps: float, settings: REM) -> Tensor:
     return perturb.rounded(x, delta)
 
 
-def _visits(count: int, settings: REM, rng: Generator):
+def _visits(count: int, settings: REM, rng: Generator) -> Iterator[Tensor]:
     """Shuffled batches, `visits` times over all images; none holds an image twice."""
     left = round(settings.visits * count)
     while left > 0:
@@ -190,7 +194,9 @@ def _visits(count: int, settings: REM, rng: Generator):
         yield from order.split(settings.batch_size)
 
 
-def _robust(model, x, delta, y, eps: float, settings: REM, flip: bool, rng: Generator) -> Tensor:
+def _robust(
+    model: nn.Module, x: Tensor, delta: Tensor, y: Tensor, eps: float, settings: REM, flip: bool, rng: Generator
+) -> Tensor:
     """Noise moved down the adversary's loss, expected over random transforms; the adversary is held constant."""
     frozen(model)
     delta = delta if settings.warm else perturb.project_linf(_uniform(x, eps, rng), x, eps)

@@ -1,6 +1,7 @@
 """MTUE: one perturbation an image that minimises the loss of every task at once."""
 
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -42,10 +43,10 @@ def mtue(target: Target, *, eps: float, settings: MTUE) -> Tensor:
     MTL-UE (Yu et al., ICML 2025) has a generator and class embeddings instead. The recipes are ours; `cpu`: ResNet-8,
     ten rounds of twenty batches of 64 and five steps of eps/5. A task that is the same on all images is left out.
     """
-    every = _learnable(labels.every(target.split))
+    every = _learnable(labels.every(cast(Any, target.split)))
     model = multitask.make(settings.encoder, list(every.labels), every, seed=target.seed).to(
         target.device, memory_format=torch.channels_last
-    )
+    )  # type: ignore[call-overload]  # torch's types of `to` lack it
     counted(model.encoder)
     game = _Game(model, every, target, settings)
     delta = torch.zeros(every.images.shape, device=target.device)
@@ -65,7 +66,7 @@ def _learnable(every: Labelled) -> Labelled:
 class _Game:
     """The surrogate, and what it is trained on."""
 
-    def __init__(self, model: MultiTask, every: Labelled, target: Target, settings: MTUE):
+    def __init__(self, model: MultiTask, every: Labelled, target: Target, settings: MTUE) -> None:
         self.model, self.settings, self.cursor = model, settings, 0
         self.x = perturb.to_float(every.images.to(target.device))
         self.y = {name: values.to(target.device) for name, values in every.labels.items()}
@@ -91,7 +92,8 @@ class _Game:
             x, y = self.x[rows], self._labels(rows)
             weights = self._balance(x + delta[rows], y)
             delta[rows] = perturb.sign_descent(
-                lambda z, y=y, w=weights: sum(w[n] * loss for n, loss in self._losses(z, y).items()), x, delta[rows],
+                # mypy infers no lambda with defaults.
+                lambda z, y=y, w=weights: sum(w[n] * loss for n, loss in self._losses(z, y).items()), x, delta[rows],  # type: ignore[misc]
                 eps=eps, steps=self.settings.steps, step=self.settings.step * eps,
             )  # fmt: skip
         return delta

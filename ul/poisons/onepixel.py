@@ -9,12 +9,15 @@ from torch import Tensor
 from .. import perturb
 from ..config import InputError
 
+Shortcut = tuple[int, int, tuple[int, ...]]  # row, column, colour in {0, 1}^c
+
 
 def ops(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
     """One pixel per class set to one corner colour (Wu et al., ICLR 2023, "One-Pixel Shortcut"); eps and seed unused.
 
     Deviation: any class count; a pair of position and colour serves one class only, as published.
     """
+    taken: list[Shortcut]
     out, taken = images.clone(), []
     for c in labels.unique().tolist():
         mine = labels == c
@@ -24,7 +27,7 @@ def ops(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
     return out
 
 
-def ops_choice(images: Tensor, taken: list[tuple]) -> tuple[int, int, tuple[int, ...]]:
+def ops_choice(images: Tensor, taken: list[Shortcut]) -> Shortcut:
     """The free (row, column, colour in {0,1}^c) with the largest mean|v - x| / std|v - x| over images and channels."""
     colours = list(product((0, 1), repeat=images.shape[1]))
     moments = _moments(images)

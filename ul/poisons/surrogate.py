@@ -16,7 +16,8 @@ def network(architecture: str, target: Target, *, outputs: int | None = None) ->
     """An untrained surrogate on the target's device."""
     _, channels, _, size = target.images.shape
     model = models.make(architecture, channels=channels, classes=outputs or target.classes, size=size, seed=target.seed)
-    return counted(model.to(target.device, memory_format=torch.channels_last))
+    # torch's types of `to` lack memory_format.
+    return counted(model.to(target.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
 
 def fitted(

@@ -131,6 +131,7 @@ def sep(target: Target, *, eps: float, settings: SEP) -> Tensor:
     """
     if settings.checkpoints > settings.training.epochs:
         raise InputError(f"sep: {settings.checkpoints} checkpoints of {settings.training.epochs} epochs; take fewer")
+    kept: list[nn.Module]
     every, kept = settings.training.epochs / settings.checkpoints, []
 
     def keep(epoch: int, model: nn.Module) -> None:
