@@ -7,10 +7,10 @@ $(error unknown profile '$(PROFILE)'; choose from laptop $(notdir $(wildcard pro
 endif
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup data reproduce figures test lint bench recipes notebooks clean
+.PHONY: help setup data reproduce verify figures report test test-long lint bench recipes licences notebooks clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## */\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## */\t/' | expand -t 12
 
 setup: .venv/.installed  ## make the environment in .venv from requirements.lock
 
@@ -29,15 +29,26 @@ reproduce: setup  ## compute everything again: make reproduce [PROFILE=smoke]
 	rm -rf build/$(PROFILE)/cells
 	dvc repro -f $(PIPELINE)
 
+verify: setup  ## compare DVC's cache and outputs with their checksums; what is damaged is named, then fetched or made again
+	find $(wildcard .dvc/cache/files data build) -type f -exec chmod u+w {} + -exec touch {} +
+	dvc status data.dvc $(PIPELINE)
+
 figures: setup  ## redraw tables and figures of the benchmark from the committed records
 	dvc repro -s -f clean benchmark claims
 
-test: setup data  ## all tests, a smoke pipeline in a temporary clone among them
-	python -m pytest -q
+report: setup  ## results as one site, readable offline: make report [PROFILE=smoke] -> build/site/index.html
+	python -m ul report --profile $(PROFILE) --out build/site
 
-lint: setup  ## ruff on modules, tests and notebooks
+test: setup data  ## all tests, a smoke pipeline in a temporary clone among them; two files at a time
+	python -m pytest -q -n 2 --dist loadfile
+
+test-long: setup data  ## 10,000 damaged files a reader, the smoke pipeline twice and with two threads: an hour
+	python -m pytest -q -m long
+
+lint: setup  ## ruff on modules, tests and notebooks; mypy on the types of ul/
 	ruff check .
 	ruff format --check .
+	mypy
 
 bench: setup data  ## speed of the main parts against plain references -> results/bench/
 	python -m tests.bench
@@ -45,6 +56,9 @@ bench: setup data  ## speed of the main parts against plain references -> result
 
 recipes: setup data  ## reduced recipes beside published ones, once, on 500 images: an hour -> results/bench/
 	python -m tests.recipes
+
+licences: setup  ## bill of materials of requirements.lock with every licence -> results/bench/licences.csv
+	python -m tests.licences
 
 notebooks: setup  ## open Jupyter
 	jupyter lab notebooks
