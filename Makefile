@@ -7,7 +7,7 @@ $(error unknown profile '$(PROFILE)'; choose from laptop $(notdir $(wildcard pro
 endif
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup data reproduce verify figures report test test-long lint bench recipes licences notebooks clean
+.PHONY: help setup data reproduce verify figures report test test-long lint bench recipes licences profiles notebooks clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## */\t/' | expand -t 12
@@ -59,6 +59,9 @@ recipes: setup data  ## reduced recipes beside published ones, once, on 500 imag
 
 licences: setup  ## bill of materials of requirements.lock with every licence -> results/bench/licences.csv
 	python -m tests.licences
+
+profiles:  ## copy dvc.yaml, edited at the top, into every profile's folder
+	for folder in profiles/*; do cp dvc.yaml $$folder/; done
 
 notebooks: setup  ## open Jupyter
 	jupyter lab notebooks
