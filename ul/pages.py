@@ -231,6 +231,7 @@ def _module(name: str) -> str:
 def _landing(root: Path, where: str, sources: list[Source], texts: dict[str, str]) -> str:
     """The README with the contents of the whole site."""
     readme = existing(root / "README.md", "it is the report's first page; restore it with git").read_text()
+    readme = readme.replace("```mermaid", "```text")  # drawn by code hosts alone
     results = [f"/{where}/{part}/index.md" for part in ("tables", "figures")]
     numbered = [f"{s.stem[:2]} {s.title.replace('`', '')} </{s.page}>" for s in sources]
     contents = {
