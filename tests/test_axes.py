@@ -13,7 +13,6 @@ from ul import axes, claims, figures, published, readme, tables
 from ul.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED
 from ul.config import InputError
 
-FLOORS = {("toy", name): 0.01 for name in ("net", "resnet8", "lenet5", "vit_tiny")}
 WIGGLE = (1.0, 1.1, 0.9)
 
 
@@ -33,7 +32,7 @@ def grown(**factors):
 def test_gains_are_mean_log_ratios_paired_by_seed():
     frame = grown(jpeg=4, cutout=2)
     frame.loc[(frame["defense"] == "jpeg") & (frame["method"] == "em") & (frame["seed"] == 0), "ud_layers"] *= 1.5
-    found = axes.defense_gains(frame, FLOORS).set_index("defense")
+    found = axes.defense_gains(frame).set_index("defense")
     values = np.log([4, 4, 4]) + np.array([np.log(1.5) / 2, 0, 0])
     low, high = scipy_stats.t.interval(0.95, 2, values.mean(), scipy_stats.sem(values))
     assert found.loc["jpeg", ["gain", "gain_low", "gain_high"]].tolist() == pytest.approx([values.mean(), low, high])
@@ -45,7 +44,7 @@ def test_gains_are_mean_log_ratios_paired_by_seed():
 def test_gains_use_the_poisons_that_all_defenses_have_and_runs_of_equal_length():
     frame = grown(jpeg=4)
     long = pd.concat([block({"lsp": 0.1}, epochs=60), block({"lsp": 0.3}, epochs=60, defense="ueraser")])
-    found = axes.defense_gains(pd.concat([frame, long], ignore_index=True), FLOORS).set_index("defense")
+    found = axes.defense_gains(pd.concat([frame, long], ignore_index=True)).set_index("defense")
     assert found["gain"].to_dict() == pytest.approx({"jpeg": np.log(4), "ueraser": np.log(3)})
     assert found["methods"].to_dict() == {"jpeg": 2, "ueraser": 1}
 
@@ -53,30 +52,40 @@ def test_gains_use_the_poisons_that_all_defenses_have_and_runs_of_equal_length()
 def test_defenses_without_a_shared_poison_have_their_own_gains():
     other = pd.concat([block({"ops": 0.1}), block({"ops": 0.4}, defense="mixup")])
     frame = pd.concat([grown(jpeg=4), other[other["method"] == "ops"]], ignore_index=True)
-    found = axes.defense_gains(frame, FLOORS).set_index("defense")
+    found = axes.defense_gains(frame).set_index("defense")
     assert found["gain"].to_dict() == pytest.approx({"jpeg": np.log(4), "mixup": np.log(4)})
-    assert "jpeg_more" not in found, "nothing to compare"
+    assert found["jpeg_more"].isna().all(), "nothing to compare"
+    verdicts = claims.verdicts(grown(), defended=axes.defense_gains(frame)).set_index("claim")
+    assert verdicts.loc["C6", "verdict"] == UNDECIDED
+
+
+def test_one_seed_has_a_gain_without_an_interval():
+    frame = grown(jpeg=4, cutout=2)
+    gains = axes.defense_gains(frame[frame["seed"] == 0])
+    assert gains["gain"].tolist() == pytest.approx([np.log(2), np.log(4)]) and gains["gain_low"].isna().all()
+    verdict = claims.verdicts(grown(), defended=gains).set_index("claim").loc["C6"]
+    assert verdict["verdict"] == UNDECIDED and verdict["n"] == 1
 
 
 def test_poisons_never_run_bare_have_no_gain():
     frame = pd.concat([block({"lsp": 0.1}), block({"em": 0.4}, defense="jpeg")], ignore_index=True)
-    assert axes.defense_gains(frame, FLOORS).empty
+    assert axes.defense_gains(frame).empty
 
 
 def test_class_wise_noise_is_no_poison():
     frame = pd.concat([grown(jpeg=4), block({"noise_classwise": 9}, defense="jpeg"), block({"noise_classwise": 1})])
     frame = frame.drop_duplicates(["defense", "method", "seed"])
-    assert axes.defense_gains(frame, FLOORS)["gain"].tolist() == pytest.approx([np.log(4)])
+    assert axes.defense_gains(frame)["gain"].tolist() == pytest.approx([np.log(4)])
 
 
 def test_a_seed_that_one_method_lacks_counts_for_none():
     frame = grown(jpeg=4)
     lacking = (frame["method"] == "em") & (frame["seed"] == 2) & (frame["defense"] == "jpeg")
-    assert axes.defense_gains(frame[~lacking], FLOORS)["n"].tolist() == [2]
+    assert axes.defense_gains(frame[~lacking])["n"].tolist() == [2]
 
 
 def test_without_a_defense_there_is_no_gain():
-    assert axes.defense_gains(grown(), FLOORS).empty
+    assert axes.defense_gains(grown()).empty
 
 
 @pytest.mark.parametrize(
@@ -90,8 +99,8 @@ def test_planted_gains_decide_c6(factors, verdict):
     frame = grown(**factors)
     rng = np.random.default_rng(0)
     frame["ud_layers"] *= np.exp(rng.normal(0, 0.01, len(frame)))
-    gains = axes.defense_gains(frame, FLOORS)
-    row = claims.verdicts(grown(), 0.01, defended=gains).set_index("claim").loc["C6"]
+    gains = axes.defense_gains(frame)
+    row = claims.verdicts(grown(), defended=gains).set_index("claim").loc["C6"]
     assert row["verdict"] == verdict and row["n"] == 3 and "over 2 poisons" in row["measured"]
 
 
@@ -104,7 +113,7 @@ def networks(vit, lenet=0.3):
 
 
 def test_the_transformer_is_held_against_the_largest_cnn():
-    found = axes.stronger(networks({"lsp": 0.6, "em": 0.6}), FLOORS).set_index("method")
+    found = axes.stronger(networks({"lsp": 0.6, "em": 0.6})).set_index("method")
     wanted = {"lsp": np.log(0.6 / 0.3), "em": np.log(0.6 / 0.5), axes.POOLED: np.log(2 * 1.2) / 2}
     assert found["more"].to_dict() == pytest.approx(wanted, abs=0.05)
     assert (found["n"] == 3).all() and found["p_holm"].notna().sum() == 2
@@ -117,24 +126,24 @@ def test_the_transformer_is_held_against_the_largest_cnn():
     ],
 )  # fmt: skip
 def test_planted_networks_decide_c7(vit, verdict):
-    compared = axes.stronger(networks(vit), FLOORS)
-    row = claims.verdicts(grown(), 0.01, compared=compared).set_index("claim").loc["C7"]
+    compared = axes.stronger(networks(vit))
+    row = claims.verdicts(grown(), compared=compared).set_index("claim").loc["C7"]
     assert row["verdict"] == verdict and row["n"] == 3
 
 
 def test_zeros_of_both_networks_are_alike():
     """Each network has a floor of its own; a difference of floors is no difference of data."""
-    frame = pd.concat([block({"lsp": 0.0}, architecture=name) for name in ("resnet8", "vit_tiny")])
-    found = axes.stronger(frame, FLOORS | {("toy", "vit_tiny"): 0.005})
+    networks = {"resnet8": 0.01, "vit_tiny": 0.005}
+    parts = [block({"lsp": 0.0}, architecture=name, ud_layers_floor=low) for name, low in networks.items()]
+    found = axes.stronger(pd.concat(parts, ignore_index=True))
     assert found["more"].tolist() == pytest.approx([0, 0])
 
 
 def test_a_verdict_is_about_one_place():
     """The first data set's; another's rows do not enter."""
     frames = [networks({"lsp": 0.9, "em": 0.9}), networks({"lsp": 0.1, "em": 0.1}).assign(dataset="toz")]
-    floors = FLOORS | {("toz", name): 0.01 for _, name in FLOORS}
-    compared = axes.stronger(pd.concat(frames, ignore_index=True), floors)
-    row = claims.verdicts(grown(), 0.01, compared=compared).set_index("claim").loc["C7"]
+    compared = axes.stronger(pd.concat(frames, ignore_index=True))
+    row = claims.verdicts(grown(), compared=compared).set_index("claim").loc["C7"]
     assert row["verdict"] == HOLDS and row["measured"].count("lsp") == 1
 
 
@@ -142,13 +151,13 @@ def test_c7_needs_half_of_the_methods():
     """One method far above, two a little below: the mean is above 0, most methods are not."""
     parts = [block({"lsp": 0.2, "em": 0.5, "ar": 0.5}, architecture="resnet8")]
     parts.append(block({"lsp": 2.0, "em": 0.45, "ar": 0.45}, architecture="vit_tiny"))
-    compared = axes.stronger(pd.concat(parts, ignore_index=True), FLOORS)
+    compared = axes.stronger(pd.concat(parts, ignore_index=True))
     assert compared.set_index("method").loc[axes.POOLED, "more_low"] > 0
-    assert claims.verdicts(grown(), 0.01, compared=compared).set_index("claim").loc["C7", "verdict"] == UNDECIDED
+    assert claims.verdicts(grown(), compared=compared).set_index("claim").loc["C7", "verdict"] == UNDECIDED
 
 
 def test_one_kind_of_network_is_not_compared():
-    assert axes.stronger(block({"lsp": 0.2}, architecture="resnet8"), FLOORS).empty
+    assert axes.stronger(block({"lsp": 0.2}, architecture="resnet8")).empty
 
 
 def test_plain_settings_come_first():
@@ -213,7 +222,7 @@ def test_a_page_without_its_place_is_refused_and_left(tmp_path, text):
 
 
 def test_the_headline_is_the_table():
-    summary = tables.by_method(grown(), {("toy", "net"): 0.01})
+    summary = tables.by_method(grown())
     lines = readme.headline(summary).splitlines()
     assert len(lines) == 2 + 4
     clean, noise, lsp = lines[2:5]

@@ -40,7 +40,7 @@ FLAT = [1.0, 1.0, 1.0]
 
 def verdict_of(claim, *, noise=FLAT, **ud):
     frame = frame_of({"clean": FLAT, "noise": noise, **ud})
-    return claims.verdicts(frame, 0.01).set_index("claim").loc[claim]
+    return claims.verdicts(frame).set_index("claim").loc[claim]
 
 
 @pytest.mark.parametrize("claim", ["C3", "C5"])
@@ -69,18 +69,18 @@ def test_c3_compares_with_noise_and_c5_with_clean():
     [([SIX] * 3, HOLDS), ([SIX[::-1]] * 3, FAILS), ([SIX, SIX[::-1], SIX], UNDECIDED)],
 )
 def test_planted_orders_decide_c4(orders, verdict):
-    found = claims.verdicts(ranked(*orders), 0.01).set_index("claim").loc["C4"]
+    found = claims.verdicts(ranked(*orders)).set_index("claim").loc["C4"]
     assert found["verdict"] == verdict and found["n"] == 3
 
 
 def test_c4_with_five_methods_is_undecided():
     frame = ranked(SIX, SIX, SIX)
-    found = claims.verdicts(frame[frame["method"] != "ar"], 0.01).set_index("claim").loc["C4"]
+    found = claims.verdicts(frame[frame["method"] != "ar"]).set_index("claim").loc["C4"]
     assert found["verdict"] == UNDECIDED and "over 5 methods" in found["measured"]
 
 
 def test_all_seven_claims_are_listed_with_their_rules():
-    found = claims.verdicts(frame_of({"clean": FLAT, "noise": FLAT, "em": BELOW}), 0.01)
+    found = claims.verdicts(frame_of({"clean": FLAT, "noise": FLAT, "em": BELOW}))
     assert found["claim"].tolist() == [f"C{i}" for i in range(1, 8)]
     assert found.columns.tolist() == ["claim", "text", "source", "rule", "measured", "interval", "n", "verdict"]
     assert (found[["text", "source", "rule"]].map(len) > 5).all(axis=None)

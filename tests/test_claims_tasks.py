@@ -25,7 +25,7 @@ def table(methods, dense=(0.0, 0.1, 0.6), width=NARROW):
 
 def verdict(protection):
     frame = frame_of({"clean": FLAT, "noise": FLAT})
-    return claims.verdicts(frame, 0.01, protection).set_index("claim").loc["C1"]
+    return claims.verdicts(frame, protection).set_index("claim").loc["C1"]
 
 
 @pytest.mark.parametrize(

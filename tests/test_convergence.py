@@ -10,7 +10,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from tests.imports import ROOT
-from ul import convergence, convergence_figures, convergence_tables, explore, flatness, paths, planes
+from ul import convergence, convergence_figures, convergence_tables, explore, flatness, paths, planes, scores
 from ul.config import InputError
 from ul.convergence import Run
 from ul.paths import Path
@@ -211,7 +211,7 @@ def test_the_explorer_follows_its_slider(study, monkeypatch):
 
 def test_sharpness_of_a_linear_loss_is_radius_times_slope(study):
     model = convergence.network(study.cells[0], study.given["clean"])
-    x, y = convergence.on(study.given["clean"].test.take(torch.arange(20)), "label", torch.device("cpu"))
+    x, y = scores.on(study.given["clean"].test.take(torch.arange(20)), "label", torch.device("cpu"))
     tiny = flatness.sharpness(model, x, y, radius=1e-3) / 1e-3
     slopes = torch.autograd.grad(torch.nn.functional.cross_entropy(model.eval()(x), y), list(model.parameters()))
     assert tiny == pytest.approx(torch.cat([s.flatten() for s in slopes]).norm().item(), rel=0.05)

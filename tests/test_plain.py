@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from ul import plain, tables
+from ul.config import InputError
 from ul.stats import Interval
 
 NAN = float("nan")
@@ -50,7 +51,14 @@ def test_classes_are_answered_without_and_under_each_defense():
 
 
 def test_a_defense_under_which_nothing_is_learnt_has_no_answer():
-    assert len(plain.about_classes(PLANTED, "own", 0.5)) == 1
+    found = plain.about_classes(PLANTED, "own", 0.5)
+    assert found["verdict"].tolist() == ["undecided", "not tested"]
+    assert list(plain.sentences(found))[1].startswith("the classes, if the trainer uses jpeg: NOT TESTED")
+
+
+def test_one_weak_clean_seed_leaves_the_classes_untested():
+    found = plain.about_classes(frame(clean=[0.9, 0.4], own=[0.1, 0.1]), "own", 0.5)
+    assert found["verdict"].tolist() == ["not tested"] and found["n"].tolist() == [2]
 
 
 def test_tasks_are_those_trained_together_but_for_the_attacked_one():
@@ -75,6 +83,11 @@ def test_ud_is_told_from_one_by_its_interval(low, high, side):
     )
 
 
+def test_ud_of_one_run_is_not_judged():
+    row = pd.Series({"ud_layers": 0.7, "ud_layers_low": NAN, "ud_layers_high": NAN, "n": 1})
+    assert plain.distance(row) == "UD 0.70, n=1: cannot be told from one run"
+
+
 def test_own_images_stand_among_those_of_the_same_block(tmp_path):
     columns = {"n": 3, "ud_layers": 1.0, "ud_layers_low": np.nan, "ud_layers_high": np.nan}
     summary = frame(clean=[0.9], own=[0.3]).assign(**columns)
@@ -82,4 +95,26 @@ def test_own_images_stand_among_those_of_the_same_block(tmp_path):
     tables.write(known, tmp_path / "known")
     found = plain.beside(summary, tmp_path / "known.csv")
     assert found["method"].to_dict() == {1: "em", 2: "own", 3: "lsp", 4: "clean"}
-    assert plain.beside(summary, None)["method"].tolist() == ["own", "clean"]
+    assert plain.remark(found, "known.csv") == ""
+    alone = plain.beside(summary, None)
+    assert alone["method"].tolist() == ["own", "clean"] and plain.remark(alone, None) == ""
+
+
+def test_a_table_of_another_setting_is_remarked_on(tmp_path):
+    columns = {"n": 3, "ud_layers": 1.0, "ud_layers_low": np.nan, "ud_layers_high": np.nan}
+    summary = frame(own=[0.3]).assign(**columns)
+    tables.write(frame(em=[0.1]).assign(**columns | {"epochs": 20}), tmp_path / "longer")
+    found = plain.beside(summary, tmp_path / "longer.csv")
+    assert found["method"].tolist() == ["own"] and "longer.csv has no method of this setting" in plain.remark(
+        found, "longer.csv"
+    )
+
+
+@pytest.mark.parametrize("change", [{"epochs": "many"}, {"drop": "ud_layers"}])
+def test_what_is_no_table_of_a_benchmark_is_refused(tmp_path, change):
+    columns = {"n": 3, "ud_layers": 1.0, "ud_layers_low": np.nan, "ud_layers_high": np.nan}
+    summary = frame(own=[0.3]).assign(**columns)
+    bad = summary.drop(columns=change["drop"]) if "drop" in change else summary.assign(**change)
+    bad.to_csv(tmp_path / "bad.csv", index=False)
+    with pytest.raises(InputError, match=r"bad\.csv: no .*; run `dvc repro`"):
+        plain.beside(summary, tmp_path / "bad.csv")

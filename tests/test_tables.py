@@ -22,6 +22,7 @@ def record(
     """A record as benchmark.run writes it: the last `learnable` layers are above the clean threshold."""
     config = {"dataset": dataset, "architecture": architecture, "defense": defense, "method": method, "seed": seed}
     config |= {"recipe": {"epochs": trained}, "limit": None, "eps": 8 / 255, "poison_recipe": "published"}
+    config |= {"share": 1.0, "label_noise": 0.0}
     sal = [LOW] * (LAYERS - learnable) + [HIGH] * learnable
     probe = {"layer": [f"l{i}" for i in range(LAYERS)], "sal": sal, "s_max": sal, "s_min": [0.0] * LAYERS}
     probes = [{"epoch": e + 1, **probe, "weights": WEIGHTS} for e in range(epochs)]
@@ -35,7 +36,6 @@ ACCURACY = {
 }  # fmt: skip
 
 
-FLOORS = {("toy", "net"): 0.025}
 PLACES = [
     ("clean", "none", 5), ("noise", "none", 5), ("lsp", "none", 1),
     ("clean", "jpeg", 8), ("noise", "jpeg", 4), ("lsp", "jpeg", 2),
@@ -50,11 +50,12 @@ def frame_of(ud, accuracy=None):
     """A benchmark frame of one block from {method: [UD of each seed]}."""
     accuracy = accuracy or {m: values for m, values in ud.items()}
     rows = [
-        ["toy", "net", "none", 2, m, s, accuracy[m][s], v, v, v, True]
+        ["toy", "net", "none", 2, m, s, accuracy[m][s], v, v, v, 0.01, 0.01, 0.01, True]
         for m, values in ud.items()
         for s, v in enumerate(values)
     ]
-    return pd.DataFrame(rows, columns=[*tables.BLOCK, "method", "seed", "test_accuracy", *tables.UNITS, "comparable"])
+    measured = ["test_accuracy", *tables.UNITS, *tables.FLOORS.values(), "comparable"]
+    return pd.DataFrame(rows, columns=[*tables.BLOCK, "method", "seed", *measured])
 
 
 # ---- One row a run -------------------------------------------------------------------------------------------------
@@ -92,7 +93,7 @@ def test_other_lengths_and_defenses_have_twins_of_their_own():
     frame = tables.benchmark(runs)
     assert frame["ud_layers"].tolist() == pytest.approx([1, 1, 4 / 5, 4 / 2, 4 / 5, 8 / 5, 4 / 5])
     assert frame["ud_own"].tolist() == pytest.approx([1, 1, 4 / 5, 4 / 2, math.nan, 1, 4 / 8], nan_ok=True)
-    summary = tables.by_method(frame, FLOORS)  # without noise
+    summary = tables.by_method(frame)  # without noise
     assert summary.set_index(["defense", "epochs", "method"]).loc[("cutout", 2, "lsp"), "ud_own"] == pytest.approx(0.5)
     assert "accuracy_minus_noise" not in summary
 
@@ -101,7 +102,6 @@ def test_helpers_of_a_record():
     run = record("lsp", 3, 0.5, 0, epochs=4)
     assert tables.sal_matrix(run).shape == (4, LAYERS) and tables.sal_matrix(run, "s_min").sum() == 0
     assert tables.layer_weights(run).tolist() == WEIGHTS
-    assert tables.floor([run]) == 0.5 / 40
     assert tables.threshold([record("clean", 5, 0.9, 0)]) == pytest.approx((LOW + HIGH) / 2)
 
 
@@ -132,23 +132,23 @@ def interval(row, name):
 
 
 def test_by_method_gives_scipys_intervals():
-    summary = tables.by_method(tables.benchmark(runs_of()), FLOORS).set_index("method")
+    summary = tables.by_method(tables.benchmark(runs_of())).set_index("method")
     assert summary.index.tolist() == list(COUNTS) and (summary["n"] == 3).all()
     for method, row in summary.iterrows():
         difference = scipy_stats.ttest_rel(ACCURACY[method], ACCURACY["noise"])
         if method != "noise":
             assert interval(row, "accuracy_minus_noise")[1:] == pytest.approx(tuple(difference.confidence_interval()))
-        logs = np.log(np.maximum(np.array(COUNTS[method]) / 5, 0.025))
+        logs = np.log(np.maximum(np.array(COUNTS[method]), 0.25) / 5)  # .5 of the two epochs' ten
         low, high = (
             scipy_stats.t.interval(0.95, 2, logs.mean(), scipy_stats.sem(logs)) if np.ptp(logs) else (logs[0],) * 2
         )
         assert interval(row, "ud_layers") == pytest.approx(tuple(np.exp([logs.mean(), low, high])))
     assert interval(summary.loc["noise"], "accuracy_minus_noise") == (0, 0, 0)
-    assert interval(summary.loc["em"], "ud_layers") == pytest.approx((0.025,) * 3)
+    assert interval(summary.loc["em"], "ud_layers") == pytest.approx((0.05,) * 3)
 
 
 def test_p_values_are_t_tests_with_holm_over_methods():
-    summary = tables.by_method(tables.benchmark(runs_of()), FLOORS).set_index("method")
+    summary = tables.by_method(tables.benchmark(runs_of())).set_index("method")
     p = {m: scipy_stats.ttest_1samp(np.log(np.array(COUNTS[m]) / 5), 0).pvalue for m in ("lsp", "tap")}
     assert summary["p_ud_layers"].dropna().to_dict() == pytest.approx(p)
     first, second = sorted(p, key=p.get)
@@ -159,23 +159,36 @@ def test_p_values_are_t_tests_with_holm_over_methods():
 
 def test_one_seed_has_estimates_without_intervals():
     runs = [r for r in runs_of() if r["config"]["seed"] == 0]
-    row = tables.by_method(tables.benchmark(runs), FLOORS).set_index("method").loc["lsp"]
+    row = tables.by_method(tables.benchmark(runs)).set_index("method").loc["lsp"]
     assert row["ud_layers"] == pytest.approx(0.2) and row["n"] == 1
     assert row[["ud_layers_low", "ud_layers_high", "p_ud_layers", "p_holm"]].isna().all()
 
 
-def test_blocks_have_their_own_floor_and_holm():
+def test_a_zero_counts_as_half_a_layer_at_one_epoch():
+    """Of a twin with five learnable layers at each of two epochs; in weights, half a layer of mean size."""
+    row = tables.by_method(tables.benchmark(runs_of())).set_index("method").loc["em"]
+    assert row["ud_layers"] == pytest.approx(0.5 / 10)
+    assert row["ud_weights"] == pytest.approx(0.5 * (sum(WEIGHTS) / LAYERS) / (2 * sum(WEIGHTS[5:])))
+
+
+def test_a_zero_is_measured_by_its_own_twin():
+    """Clean runs with 5 and with 1 learnable layers at two epochs: half a layer is 1/20 and 1/4 of them."""
+    runs = [record("clean", count, 0.9, seed) for seed, count in enumerate((5, 1))]
+    runs += [record("em", 0, 0.2, seed) for seed in range(2)]
+    row = tables.by_method(tables.benchmark(runs)).set_index("method").loc["em"]
+    assert row["ud_layers"] == pytest.approx(math.sqrt(1 / 20 * 1 / 4))
+
+
+def test_blocks_have_their_own_holm():
     runs = runs_of() + runs_of(dataset="other")
-    summary = tables.by_method(tables.benchmark(runs), {("toy", "net"): 0.025, ("other", "net"): 0.01})
-    em = summary[summary["method"] == "em"].set_index("dataset")["ud_layers"]
-    assert em.to_dict() == pytest.approx({"toy": 0.025, "other": 0.01})
-    alone = tables.by_method(tables.benchmark(runs_of()), FLOORS)
+    summary = tables.by_method(tables.benchmark(runs))
+    alone = tables.by_method(tables.benchmark(runs_of()))
     assert summary.groupby("dataset")["p_holm"].max().tolist() == pytest.approx([alone["p_holm"].max()] * 2)
 
 
 def test_a_defended_condition_keeps_its_ud_against_the_undefended_clean_run():
     runs = [record(m, c, 0.5, s, defense=d) for m, d, c in PLACES for s in range(2)]
-    summary = tables.by_method(tables.benchmark(runs), FLOORS).set_index(["defense", "method"])
+    summary = tables.by_method(tables.benchmark(runs)).set_index(["defense", "method"])
     assert summary["ud_layers"].to_dict() == pytest.approx({(d, m): c / 5 for m, d, c in PLACES})
 
 
@@ -255,7 +268,7 @@ def test_written_tables_are_read_back(tmp_path):
 
 
 def test_metrics_are_json_by_data_set_and_method(tmp_path):
-    summary = tables.by_method(tables.benchmark(runs_of()), FLOORS)
+    summary = tables.by_method(tables.benchmark(runs_of()))
     tables.write_metrics(summary, tmp_path / "metrics.json")
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert list(found) == ["toy"] and found["toy"].keys() == COUNTS.keys()
@@ -265,7 +278,7 @@ def test_metrics_are_json_by_data_set_and_method(tmp_path):
 def test_differences_name_the_condition(tmp_path):
     for name, shift in (("a", 0), ("b", 0.5)):
         frame = tables.benchmark(runs_of()).assign(test_accuracy=lambda f, s=shift: f["test_accuracy"] + s)
-        tables.write(tables.by_method(frame, FLOORS), tmp_path / name / "tables" / "ud_by_data")
+        tables.write(tables.by_method(frame), tmp_path / name / "tables" / "ud_by_data")
     assert tables.differences(tmp_path / "a", tmp_path / "a") == []
     found = tables.differences(tmp_path / "a", tmp_path / "b")
     assert len(found) == 5 and found[0].startswith("toy net none 2 clean test_accuracy: 0.91 and 1.41")

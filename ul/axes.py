@@ -23,33 +23,33 @@ def poisons(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[~frame["method"].str.startswith((tables.CLEAN, tables.NOISE))]
 
 
-def logs(frame: pd.DataFrame, floors: dict[tuple[str, str], float]) -> pd.Series:
-    """log UD (layers) of every poison's runs by BLOCK, method and seed; zeros are raised to the floor."""
+def logs(frame: pd.DataFrame) -> pd.Series:
+    """log UD (layers) of every poison's runs by BLOCK, method and seed; zeros are raised to their floors."""
     part = poisons(frame)
-    low = [floors[place] for place in zip(part["dataset"], part["architecture"], strict=True)]
-    values = np.log(np.maximum(part["ud_layers"], low))
+    values = np.log(tables.raised(part, "ud_layers"))
     return pd.Series(values.to_numpy(), index=pd.MultiIndex.from_frame(part[[*tables.BLOCK, "method", "seed"]]))
 
 
-GAINS = ["dataset", "architecture", "defense", "methods", "n", "gain", "gain_low", "gain_high", "p_holm"]
+GAINS = ["dataset", "architecture", "defense", "methods", "n", "gain", "gain_low", "gain_high"]
+GAINS += ["jpeg_more", "jpeg_more_low", "jpeg_more_high", "p_holm"]
 
 
-def defense_gains(frame: pd.DataFrame, floors: dict[tuple[str, str], float]) -> pd.DataFrame:
+def defense_gains(frame: pd.DataFrame) -> pd.DataFrame:
     """One row a defense: gain, by how much it raises log UD on average over the poisons run with and without it.
 
     dataset, architecture, defense, methods (how many), n (seeds that all of them have), gain over runs of as many
     epochs without a defense, with its t-interval over seeds, p_holm; jpeg_more: jpeg's gain minus this defense's over
-    the poisons of both, paired by seed (nan for jpeg). Empty if no poison was run both ways.
+    the poisons of both, paired by seed (nan for jpeg). Ends are nan for one seed. Empty if no poison was run both ways.
     """
-    wide = logs(frame, floors).unstack("defense")
+    wide = logs(frame).unstack("defense")
     if set(wide.columns) <= {"none"} or "none" not in wide:
         return pd.DataFrame(columns=GAINS)
     gains = wide.drop(columns="none").sub(wide["none"], axis=0)
     gains = gains.groupby(["dataset", "architecture", "method", "seed"]).mean()  # defenses may need other epochs
     rows = [row for place, part in gains.groupby(["dataset", "architecture"]) for row in _gains(place, part)]
-    found = pd.DataFrame(rows, columns=[*GAINS[:-1], "jpeg_more", "jpeg_more_low", "jpeg_more_high", "p"])
+    found = pd.DataFrame(rows, columns=[*GAINS[:-1], "p"])
     found["p_holm"] = stats.holm(found.pop("p"))
-    return found.dropna(axis=1, how="all")
+    return found
 
 
 def _gains(place: tuple[Any, ...], part: pd.DataFrame) -> list[dict[str, Any]]:
@@ -72,21 +72,18 @@ def by_seed(values: pd.DataFrame) -> pd.DataFrame:
     return wide.T.groupby(level=0, sort=False).mean().T
 
 
-def stronger(frame: pd.DataFrame, floors: dict[tuple[str, str], float]) -> pd.DataFrame:
+def stronger(frame: pd.DataFrame) -> pd.DataFrame:
     """Transformers beside CNNs: log UD of the transformer minus the largest of the CNNs', one row a method.
 
     dataset, transformer, method (POOLED: the mean over all of them), n (seeds that all have), more with its t-interval,
     p_holm over the single methods. The largest is taken seed by seed, which with several CNNs leans to their side;
-    zeros are raised to the largest floor of the compared networks. Empty without runs of both kinds.
+    zeros are raised to the largest floor of the seed's compared networks. Empty without runs of both kinds.
     """
     rows = []
-    for dataset, part in frame[frame["defense"] == "none"].groupby("dataset"):
-        names = [name for name in part["architecture"].unique() if name != "linear"]
-        low = max((floors[dataset, name] for name in names), default=0.0)
-        wide = logs(part[part["architecture"].isin(names)], dict.fromkeys(floors, low)).droplevel(
-            ["dataset", "defense", "epochs"]
-        )
-        wide = wide.groupby(level=["architecture", "method", "seed"]).mean().unstack("architecture")
+    floor = tables.FLOORS["ud_layers"]
+    for dataset, part in frame[(frame["defense"] == "none") & (frame["architecture"] != "linear")].groupby("dataset"):
+        part = part.assign(**{floor: part.groupby(["method", "seed"])[floor].transform("max")})
+        wide = logs(part).groupby(level=["architecture", "method", "seed"]).mean().unstack("architecture")
         cnns = [name for name in wide if name not in TRANSFORMERS]
         for name in wide.columns.intersection(TRANSFORMERS) if cnns else []:
             both = wide[[name, *cnns]].dropna()

@@ -68,7 +68,7 @@ def all_of(verdicts: dict[str, str], wanted: list[str]) -> str:
 
 
 def verdicts(
-    frame: pd.DataFrame, floor: float, protection: pd.DataFrame | None = None, paths: pd.DataFrame | None = None,
+    frame: pd.DataFrame, protection: pd.DataFrame | None = None, paths: pd.DataFrame | None = None,
     defended: pd.DataFrame | None = None, compared: pd.DataFrame | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Rows claim, text, source, rule, measured, interval, n, verdict for one block of the benchmark.
@@ -79,9 +79,9 @@ def verdicts(
     measured = {
         **({} if protection is None else {"C1": _crossed(protection)}),
         **({} if paths is None else {"C2": _parted(paths)}),
-        "C3": _per_method(frame, ["em", "ops", "ar"], ["tap"], against=tables.NOISE, floor=floor),
+        "C3": _per_method(frame, ["em", "ops", "ar"], ["tap"], against=tables.NOISE),
         "C4": _ranks(frame),
-        "C5": _per_method(frame, ["em", "ops", "ar", "lsp"], ["tap"], against=tables.CLEAN, floor=floor),
+        "C5": _per_method(frame, ["em", "ops", "ar", "lsp"], ["tap"], against=tables.CLEAN),
         **({} if defended is None or defended.empty else {"C6": _defended(defended)}),
         **({} if compared is None or compared.empty else {"C7": _stronger(compared)}),
     }
@@ -93,9 +93,9 @@ def verdicts(
     return pd.DataFrame(rows)
 
 
-def _per_method(frame: pd.DataFrame, below: list[str], above: list[str], *, against: str, floor: float) -> Record:
+def _per_method(frame: pd.DataFrame, below: list[str], above: list[str], *, against: str) -> Record:
     have = [m for m in below + above if m in set(frame["method"])]
-    found = {m: tables.compare(frame, m, "ud_layers", against=against, log=True, floor=floor) for m in have}
+    found = {m: tables.compare(frame, m, "ud_layers", against=against, log=True) for m in have}
     sides = {m: side(found[m], 1, above=m in above) for m in have}
     missing = [m for m in below + above if m not in have]
     return {
@@ -111,7 +111,8 @@ def _ranks(frame: pd.DataFrame) -> Record:
     found = tables.rank_correlation(frame)
     interval = found["interval"]
     if interval is None:
-        return {"measured": "UD does not vary", "interval": "", "n": 0, "verdict": UNDECIDED}
+        why = "UD does not vary" if found["methods"] > 2 else f"{found['methods']} methods have no order to speak of"
+        return {"measured": why, "interval": "", "n": 0, "verdict": UNDECIDED}
     enough = found["methods"] >= tables.FEWEST_METHODS
     return {
         "measured": f"rho {interval.estimate:.3f} over {found['methods']} methods; exact p of means {found['p']:.3f}",
@@ -159,7 +160,7 @@ def _spared(own: pd.Series, dense: pd.DataFrame) -> str:
     dense = dense[dense["protection"].notna()]
     if len(dense) < FEWEST_TASKS or math.isnan(own.protection):
         return NOT_TESTED
-    taken = side(Interval(own.protection, own.protection_low, own.protection_high, own.n), TAKEN, above=True)
+    taken = side(_interval(own, "protection"), TAKEN, above=True)
     left, kept = (dense["protection_high"] < LEFT).sum(), (dense["protection_low"] > LEFT).sum()
     enough = HOLDS if left >= FEWEST_TASKS else FAILS if len(dense) - kept < FEWEST_TASKS else UNDECIDED
     return all_of({"taken": taken, "left": enough}, ["taken", "left"])
@@ -192,12 +193,12 @@ def _partly(row: Any) -> str:
 
     What moving them does is no evidence unless there are more than in the null.
     """
-    more = side(Interval(row.beyond, row.beyond_low, row.beyond_high, row.n), 0, above=True)
+    more = side(_interval(row, "beyond"), 0, above=True)
     if more != HOLDS:
         return more
     parts = {
-        "part": side(Interval(row.share, row.share_low, row.share_high, row.n), PART, above=False),
-        "moved": side(Interval(row.recovered, row.recovered_low, row.recovered_high, row.n), REGAINED, above=True),
+        "part": side(_interval(row, "share"), PART, above=False),
+        "moved": side(_interval(row, "recovered"), REGAINED, above=True),
     }
     return all_of(parts, list(parts))
 

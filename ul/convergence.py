@@ -197,8 +197,8 @@ class _Look:
     def __init__(self, cell: Cell, given: Sets, model: nn.Module, where: torch.device) -> None:
         self.cell, self.rows, self.start = cell, [], landscape.vector(model)
         target = cell.run.target
-        self.own = on(benchmark.sal_subset(drawn(cell, given.own), cell.looked), target, where)
-        self.test = on(given.test, target, where)
+        self.own = scores.on(benchmark.sal_subset(drawn(cell, given.own), cell.looked), target, where)
+        self.test = scores.on(given.test, target, where)
 
     def __call__(self, epoch: int, model: nn.Module) -> None:
         if not self.cell.watched and epoch != self.cell.run.recipe.epochs:
@@ -213,12 +213,6 @@ class _Look:
         if epoch in self.cell.run.probes:
             row["curvature"] = landscape.top_curvature(model, *self.own)
         self.rows.append(row)
-
-
-def on(split: data.Split, target: str, where: torch.device) -> tuple[Tensor, Tensor]:
-    """(images as floats, labels) of a split on a device."""
-    images = perturb.to_float(split.images.to(where)).contiguous(memory_format=torch.channels_last)
-    return images, split.targets[target].to(where)
 
 
 def run_all(
@@ -257,7 +251,7 @@ def accuracy(cell: Cell, given: Sets, weights: Tensor, seen: Sequence[data.Split
         with torch.no_grad():
             for part in images.split(perturb.block_size(images)):
                 model.train()(perturb.to_float(part))
-    return metrics.accuracy(model, *on(given.test, cell.run.target, torch.device("cpu")))
+    return metrics.accuracy(model, *scores.on(given.test, cell.run.target, torch.device("cpu")))
 
 
 def sets_of(mask: np.ndarray, gap: np.ndarray, owners: np.ndarray, *, seed: int) -> dict[str, np.ndarray]:

@@ -135,8 +135,8 @@ def unlearnable(runs: Sequence[Record]) -> pd.DataFrame:
             continue
         for task in run["probes"][0]["sal"]:
             own, twin = matrix(run, task), matrix(clean[config["seed"]], task)
-            floor = 0.5 / own.size
-            rows.append({"method": config["method"], "task": task, "ud": max(ud.distance(own, twin), floor)})
+            distance = max(ud.distance(own, twin), ud.floor(twin))
+            rows.append({"method": config["method"], "task": task, "ud": distance})
     return pd.DataFrame([
         {"method": m, "task": t, "n": len(part)}
         | stats.paired(part["ud"], np.ones(len(part)), log=True).columns("ud")

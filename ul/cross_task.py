@@ -66,6 +66,8 @@ def cells(config: Mapping[str, Any]) -> list[Cell]:
     Raises InputError.
     """
     source = data.SOURCES[choose(config["dataset"], data.SOURCES, "data set")]
+    if not config["methods"] and not config["poison"]:
+        raise InputError("methods is empty; name a poison to compare with clean images, or give a poison of your own")
     for method in _distinct(config["methods"], "methods"):
         choose(method, poisons.NAMES, "method")
     choose(config["encoder"], encoders.NAMES, "encoder")
@@ -77,6 +79,8 @@ def cells(config: Mapping[str, Any]) -> list[Cell]:
     recipe = Recipe(**{name: config[name] for name in ("epochs", "batch_size", "lr", "weighting")})
     target = config["target"] or source.target
     names = _distinct(config["tasks"], "tasks") or USUAL.get(config["dataset"], DERIVED)
+    for task in names:
+        choose(task, tasks.NAMES, "task")
     first = Cell(
         dataset=config["dataset"], root=config["root"], limit=config["limit"], size=config["size"] or source.size,
         rare=config["rare"], tasks=names, single=tuple(config["single"]) or (target,),
@@ -100,6 +104,10 @@ def variants(config: Mapping[str, Any]) -> list[Cell]:
     weighing `own_weights` times as much; none without `balance_methods`. Raises InputError.
     """
     names = config["balance_methods"]
+    if other := [name for name in names if name not in config["methods"]]:
+        raise InputError(f"balance_methods names {other[0]}, which is not among the methods; add it there or give []")
+    if not names:
+        return []
     chosen = [
         replace(c, single=(), transfer=False, probes=()) for c in cells({**config, "methods": names, "poison": None})
     ]
@@ -107,8 +115,6 @@ def variants(config: Mapping[str, Any]) -> list[Cell]:
     changes: list[dict[str, Any]] = [{"weighting": _usable(name, config["encoder"])} for name in others]
     weights = [_positive(w, "own_weights") for w in _distinct(config["own_weights"], "own_weights")]
     changes += [{"weights": ((chosen[0].target, w),)} for w in weights]
-    if not names:
-        return []
     return [replace(c, recipe=replace(c.recipe, **change)) for change in changes for c in chosen]
 
 

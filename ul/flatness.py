@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import benchmark, convergence, landscape, metrics, models, processes, sal, tables, train, ud
+from . import benchmark, convergence, landscape, metrics, models, processes, sal, scores, tables, train, ud
 from .benchmark import CLEAN
 from .config import InputError, Record
 from .convergence import Cell, Sets
@@ -74,9 +74,9 @@ def _trained(cell: Cell, given: Mapping[str, Sets], radius: float, where: torch.
         seed=run.seed, device=where, target=run.target,
     )  # fmt: skip
     row = {"method": run.method, "seed": run.seed, "sam": radius}
-    row["test_accuracy"] = metrics.accuracy(model, *convergence.on(sets.test, run.target, where))
+    row["test_accuracy"] = metrics.accuracy(model, *scores.on(sets.test, run.target, where))
     parts = {"own": convergence.drawn(cell, sets.own), "clean": convergence.drawn(cell, given[CLEAN].own)}
-    looked = {k: convergence.on(benchmark.sal_subset(s, cell.looked), run.target, where) for k, s in parts.items()}
+    looked = {k: scores.on(benchmark.sal_subset(s, cell.looked), run.target, where) for k, s in parts.items()}
     for name, (x, y) in looked.items():
         row[f"loss_{name}"] = F.cross_entropy(metrics.logits(model, x), y).item()
         row[f"sharpness_{name}"] = sharpness(model, x, y)

@@ -22,6 +22,7 @@ DEFENSES = (
 NETWORKS = (
     "linear", "lenet5", "resnet8", "senet8", "vit_tiny", "resnet18", "resnet50", "senet18", "vit_small",
 )  # fmt: skip
+SEVERAL_LAYERS = NETWORKS[1:]  # UD splits the layers of a network in two groups
 DATA = ("rooms", "mnist", "cifar10", "cifar100", "taskonomy", "taskonomy_medium", "folder")
 # By parameter, in every notebook that has it; each name of a list is looked up.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -44,13 +45,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # By notebook, where it takes others.
 OWN: dict[str, dict[str, tuple[str, ...]]] = {
     "02_cross_task": {"dataset": DATA[:-1]},
-    "04_sal": {"method": ("clean", *POISONS)},
+    "04_sal": {"method": ("clean", *POISONS), "architecture": SEVERAL_LAYERS},
+    "06_validation": {"architecture": SEVERAL_LAYERS},
+    "08_my_poison": {"architecture": SEVERAL_LAYERS},
 }
 COUNTS = (
     "limit", "size", "epochs", "seeds", "probe_epochs", "sal_images", "batch_size", "features", "points", "looked",
     "grid", "surface_images", "draws",
 )  # fmt: skip
-LOWEST = dict.fromkeys(COUNTS, 1) | {"victims": 0, "seed": 0, "start": 0, "flat_seeds": 0, "lr": 0, "sam": 0}
+LOWEST = dict.fromkeys(COUNTS, 1) | {"victims": 0, "seed": 0, "start": 0, "flat_seeds": 0, "sam": 0}
+POSITIVE = ("lr", "levels", "epsilons", "own_weights")
 SHARES = ("share", "label_noise", "shares", "label_noises")
 TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
@@ -100,6 +104,8 @@ def _refuse_value(name: str, value: Any, choices: tuple[str, ...] | None) -> Non
         raise InputError(f"parameter {name}: unknown {shortened(value)}; choose from {', '.join(choices)}")
     if name in LOWEST and not value >= LOWEST[name]:
         raise InputError(f"parameter {name} is {value}; it must be at least {LOWEST[name]}")
+    if name in POSITIVE and not value > 0:
+        raise InputError(f"parameter {name} is {value}; it must be above 0")
     if name in SHARES and not 0 <= value <= 1:
         raise InputError(f"parameter {name} is {value}; it is a share from 0 to 1")
 

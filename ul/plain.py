@@ -7,10 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from . import stats, tables
-from .config import located
+from .config import InputError, located
 from .stats import Interval
 
 TAKEN, LEFT = 0.5, 0.2  # shares of what clean images teach; the bounds of claim C1
+MEND = "run `dvc repro`, or give None"
 COLUMNS = ["question", "verdict", "share", "share_low", "share_high", "n"]
 
 
@@ -35,15 +36,17 @@ def about_classes(frame: pd.DataFrame, method: str, guess: float) -> pd.DataFram
     """COLUMNS: what the poison takes from a classifier without a defense, and what is left of it under each.
 
     frame: rows of `tables.benchmark` with clean runs under the same defenses. guess: accuracy (0..1) of the best answer
-    that sees no image. share: (clean - poisoned) / (clean - guess), paired by seed.
+    that sees no image. share: (clean - poisoned) / (clean - guess), paired by seed; nan where a clean run is not better
+    than the guess.
     """
     rows = []
     for defense in frame["defense"].unique():
         wide = frame[frame["defense"] == defense].pivot(index="seed", columns="method", values="test_accuracy")
         gap = wide[tables.CLEAN] - guess
-        if method in wide and (gap > 0).all():
+        if method in wide:
             how = "" if defense == "none" else f", if the trainer uses {defense}"
-            rows.append(_row(f"the classes{how}", stats.student((wide[tables.CLEAN] - wide[method]) / gap)))
+            share = (wide[tables.CLEAN] - wide[method]) / (gap if (gap > 0).all() else float("nan"))
+            rows.append(_row(f"the classes{how}", stats.student_or_nan(share)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -69,6 +72,8 @@ def sentences(answers: pd.DataFrame) -> Iterator[str]:
 def distance(row: pd.Series) -> str:
     """UD in words, from a row of `tables.by_method`: below, above or not told from that of clean images, 1."""
     low, high = row["ud_layers_low"], row["ud_layers_high"]
+    if row["n"] < 2:
+        return f"UD {stats.fixed(row['ud_layers'])}, n=1: cannot be told from one run"
     side = "below" if high < 1 else "above" if low > 1 else "not told from"
     value, ends = stats.fixed(row["ud_layers"]), f"[{stats.fixed(low)}, {stats.fixed(high)}]"
     return f"UD {value} {ends}, n={row['n']:.0f}: {side} the 1 of clean images"
@@ -80,10 +85,20 @@ def beside(summary: pd.DataFrame, path: Path | str | None) -> pd.DataFrame:
     summary: rows of `tables.by_method`. path: a table written from such rows; its rows of the same BLOCK count; None:
     no table. Numbers compare where both were trained on as many images. Raises InputError if the file is no such table.
     """
+    shown = [*tables.BLOCK, "method", "n", "test_accuracy", "ud_layers", "ud_layers_low", "ud_layers_high"]
     parts = [summary.assign(measured="here")]
     if path is not None:
-        known = tables.read(located(path), tables.BLOCK, mend="run `dvc repro`, or give None")
-        parts.append(known.merge(summary[tables.BLOCK].drop_duplicates()).assign(measured="in the table"))
-    shown = ["measured", *tables.BLOCK, "method", "n", "test_accuracy", "ud_layers", "ud_layers_low", "ud_layers_high"]
-    found = pd.concat(parts).sort_values("test_accuracy", kind="stable")[shown]
+        known = tables.read(located(path), shown, mend=MEND)
+        try:
+            parts.append(known.merge(summary[tables.BLOCK].drop_duplicates()).assign(measured="in the table"))
+        except ValueError as error:  # text where numbers belong
+            raise InputError(f"{path}: no table of a benchmark ({error}); {MEND}") from None
+    found = pd.concat(parts).sort_values("test_accuracy", kind="stable")[["measured", *shown]]
     return found.assign(place=range(1, len(found) + 1)).set_index("place")
+
+
+def remark(placed: pd.DataFrame, path: Path | str | None) -> str:
+    """What to know of a table of `beside`: that no row of the file is of its setting; otherwise nothing."""
+    if path is None or "in the table" in set(placed["measured"]):
+        return ""
+    return f"{path} has no method of this setting; data, network, defense and epochs must be those of its rows"

@@ -66,9 +66,10 @@ ONE_RECIPE = ("noise", "noise_classwise", "lsp", "ops", "ar", "cuda")  # methods
 
 
 def comparable(config: dict[str, Any]) -> bool:
-    """Whether a run's poison is the published one: all images, the usual strength, no reduced recipe."""
+    """Whether a run's poison is the published one: on all images, true labels, usual strength, no reduced recipe."""
     whole = config["poison_recipe"] == "published" or config["method"] in ONE_RECIPE
-    return whole and config["limit"] is None and abs(config["eps"] - EPS) < 1e-4
+    whole = whole and config["limit"] is None and config["share"] == 1 and config["label_noise"] == 0
+    return whole and abs(config["eps"] - EPS) < 1e-4
 
 
 def values(dataset: str, architecture: str, defense: str, method: str, *, comparable: bool = True) -> dict[str, float]:

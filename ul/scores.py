@@ -10,10 +10,18 @@ from scipy import stats as scipy_stats
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from . import perturb
 from .config import at_least
+from .data import Split
 from .sal import frozen
 
 Score = Callable[[nn.Module], float]
+
+
+def on(split: Split, target: str, where: torch.device) -> tuple[Tensor, Tensor]:
+    """(images as floats, labels) of a split on a device, as every score takes them."""
+    images = perturb.to_float(split.images.to(where)).contiguous(memory_format=torch.channels_last)
+    return images, split.targets[target].to(where)
 
 
 def _loss_and_slopes(

@@ -50,23 +50,18 @@ def student_or_nan(values: ArrayLike) -> Interval:
     return student(v) if np.isfinite(v).all() else Interval(*[float("nan")] * 3, n=len(v))  # type: ignore[misc, arg-type]
 
 
-def paired(
-    a: ArrayLike, b: ArrayLike, *, log: bool = False, floor: float | None = None, level: float = 0.95
-) -> Interval:
+def paired(a: ArrayLike, b: ArrayLike, *, log: bool = False, level: float = 0.95) -> Interval:
     """Student-t interval of a - b over seeds (values in the same order); with `log` of the ratio a / b.
 
-    log: the geometric mean ratio; zeros are raised to `floor` first, which must be given if there are any.
-    Raises ValueError for unequal lengths and, with log, for values <= 0 without a floor.
+    log: the geometric mean ratio. Raises ValueError for unequal lengths and, with log, for values <= 0.
     """
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if a.shape != b.shape:
         raise ValueError(f"paired values must come from the same seeds: {a.shape} and {b.shape}")
     if not log:
         return student(a - b, level=level)
-    if floor is not None:
-        a, b = np.maximum(a, floor), np.maximum(b, floor)
     if (a <= 0).any() or (b <= 0).any():
-        raise ValueError("a ratio on the log scale needs values above 0; give a floor for zeros")
+        raise ValueError("a ratio on the log scale needs values above 0; raise zeros to a floor first")
     t = student(np.log(a / b), level=level)
     return Interval(float(np.exp(t.estimate)), float(np.exp(t.low)), float(np.exp(t.high)), t.n, level)
 

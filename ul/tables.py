@@ -13,6 +13,7 @@ from .config import InputError, Record, existing, located
 CLEAN, NOISE = "clean", "noise"
 BLOCK = ["dataset", "architecture", "defense", "epochs"]
 UNITS = ("ud_layers", "ud_weights", "ud_own")
+FLOORS = {unit: f"{unit}_floor" for unit in UNITS}
 TESTED = {"ud_layers": "p_holm", "ud_weights": "p_holm_weights"}
 FIRST, AGAIN = "run `dvc repro` first", "run `dvc repro` again"
 FEWEST_METHODS = 6  # a rank correlation over fewer methods decides nothing
@@ -26,9 +27,10 @@ def load(folder: Path | str, settings: list[str]) -> list[Record]:
     found: dict[tuple[Any, ...], Record] = {}
     for name in settings:
         for own, run in _runs(located(folder) / f"{name}.json"):
-            if found.setdefault(own, run)["config"] != run["config"]:
+            if found.setdefault(own, run) != run:
                 what = " ".join(map(str, own))
-                raise InputError(f"{name}.json: {what} differs from another setting's; give them equal settings")
+                mend = f"give them equal settings, or {AGAIN}"
+                raise InputError(f"{name}.json: {what} differs from another setting's; {mend}")
     return list(found.values())
 
 
@@ -74,16 +76,6 @@ def threshold(clean: list[Record]) -> float:
     return float(np.mean([ud.threshold(sal_matrix(run)) for run in clean]))
 
 
-def floor(runs: list[Record]) -> float:
-    """The stated floor of UD on the log scale: half a layer at one probed epoch, of all layers and epochs."""
-    return 0.5 / sal_matrix(runs[0]).size
-
-
-def floors(runs: list[Record]) -> dict[tuple[str, str], float]:
-    """`floor` by (data set, architecture)."""
-    return {key(run)[:2]: floor([run]) for run in runs}
-
-
 def key(run: Record) -> tuple[Any, ...]:
     """(dataset, architecture, defense, epochs, method, seed) of a run."""
     config = run["config"]
@@ -92,11 +84,11 @@ def key(run: Record) -> tuple[Any, ...]:
 
 
 def benchmark(runs: list[Record]) -> pd.DataFrame:
-    """One row a run: BLOCK, method, seed, test_accuracy (0..1), ud_layers, ud_weights, ud_own, comparable.
+    """One row a run: BLOCK, method, seed, test_accuracy (0..1), ud_layers, ud_weights, ud_own, FLOORS, comparable.
 
     UD is against the clean run of the same data, architecture, epochs and seed without a defense; ud_own, in layers,
-    against the clean run under the same defense (nan without one); comparable: by `published.comparable`. Raises
-    ValueError if the clean run without a defense is missing.
+    against the clean run under the same defense (nan without one); FLOORS: `ud.floor` of each; comparable: by
+    `published.comparable`. Raises ValueError if the clean run without a defense is missing.
     """
     clean = {key(run): run for run in runs if run["config"]["method"] == CLEAN}
     rows = []
@@ -108,34 +100,51 @@ def benchmark(runs: list[Record]) -> pd.DataFrame:
             raise ValueError(f"no clean run of {place}; train it for UD to have a base")
         whole = published.comparable(run["config"])
         rows.append([*key(run), run["history"]["test_accuracy"][-1], *_distances(run, twin, own), whole])
-    return pd.DataFrame(rows, columns=[*BLOCK, "method", "seed", "test_accuracy", *UNITS, "comparable"])
+    columns = [*BLOCK, "method", "seed", "test_accuracy", *UNITS, *FLOORS.values(), "comparable"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def _distances(run: Record, twin: Record, own: Record | None) -> tuple[float, float, float]:
-    sal, clean = sal_matrix(run), sal_matrix(twin)
-    same = float("nan") if own is None else ud.distance(sal, sal_matrix(own))
-    return ud.distance(sal, clean), ud.distance(sal, clean, weights=layer_weights(twin)), same
+def _distances(run: Record, twin: Record, own: Record | None) -> list[float]:
+    """The values of UNITS, then those of FLOORS."""
+    sal, weights = sal_matrix(run), layer_weights(twin)
+    bases: list[tuple[Record | None, Any]] = [(twin, None), (twin, weights), (own, None)]
+    found = [
+        (ud.distance(sal, sal_matrix(base), weights=w), ud.floor(sal_matrix(base), weights=w))
+        if base is not None
+        else (float("nan"),) * 2
+        for base, w in bases
+    ]
+    return [value for values in zip(*found, strict=True) for value in values]
+
+
+def raised(frame: pd.DataFrame, unit: str) -> pd.Series:
+    """UD in one of UNITS, zeros raised to their floor, for logarithms."""
+    return cast(pd.Series, np.maximum(frame[unit], frame[FLOORS[unit]]))
 
 
 def compare(frame: pd.DataFrame, method: str, column: str, *, against: str = NOISE, **options: Any) -> stats.Interval:
-    """Paired interval of one method's column minus (with log=True: over) another's, in one block of the benchmark."""
-    by_seed = frame.pivot(index="seed", columns="method", values=column)
+    """Paired interval of one method's column minus another's, in one block of the benchmark.
+
+    With log=True, for UD: of one over the other, zeros raised to their floors.
+    """
+    values = raised(frame, column) if options.get("log") else frame[column]
+    by_seed = frame.assign(value=values).pivot(index="seed", columns="method", values="value")
     if missing := {method, against} - set(by_seed.columns):
         raise InputError(f"no run of {', '.join(sorted(missing))} to compare with; add it to the grid")
     return stats.paired(by_seed[method], by_seed[against], **options)
 
 
-def by_method(frame: pd.DataFrame, floors: dict[tuple[str, str], float]) -> pd.DataFrame:
+def by_method(frame: pd.DataFrame) -> pd.DataFrame:
     """One row a block and method: mean accuracy, its paired difference to noise, geometric mean UD, intervals and n.
 
-    floors: UD's floor for each block (without epochs). p_holm, and p_holm_weights for UD in weights: two-sided t-test
-    of log UD against 0 (UD = 1), Holm over the methods. published_accuracy and published_ud: what others report for the
-    very condition, nan where nobody does.
+    Zeros of UD are raised to their floors. p_holm, and p_holm_weights for UD in weights: two-sided t-test of log UD
+    against 0 (UD = 1), Holm over the methods. published_accuracy and published_ud: what others report for the very
+    condition, nan where nobody does.
     """
     rows = [
         dict(zip(BLOCK, block, strict=True))
         | {"method": method}
-        | _summary(part, method, floors[block[:2]])
+        | _summary(part, method)
         | published.values(
             *cast(tuple[str, str, str], block[:3]),
             method,
@@ -152,18 +161,18 @@ def by_method(frame: pd.DataFrame, floors: dict[tuple[str, str], float]) -> pd.D
     return found
 
 
-def _summary(part: pd.DataFrame, method: str, low: float) -> Record:
-    accuracy = stats.student(part.loc[part["method"] == method, "test_accuracy"])
+def _summary(part: pd.DataFrame, method: str) -> Record:
+    own = part[part["method"] == method]
+    accuracy = stats.student(own["test_accuracy"])
     out = {"n": accuracy.n} | accuracy.columns("test_accuracy")
     if NOISE in set(part["method"]):
         out |= compare(part, method, "test_accuracy").columns("accuracy_minus_noise")
     for unit in UNITS:
-        ratios = part.loc[part["method"] == method, unit]  # the division by the clean twin is done
+        ratios = raised(own, unit)  # the division by the clean twin is done
         if ratios.notna().all():
-            out |= stats.paired(ratios, np.ones(len(ratios)), log=True, floor=low).columns(unit)
+            out |= stats.paired(ratios, np.ones(len(ratios)), log=True).columns(unit)
     for unit in TESTED:
-        logs = np.log(np.maximum(part.loc[part["method"] == method, unit], low))
-        out[f"p_{unit}"] = float("nan") if method == CLEAN else stats.p_value(logs)
+        out[f"p_{unit}"] = float("nan") if method == CLEAN else stats.p_value(np.log(raised(own, unit)))
     return out
 
 
@@ -241,6 +250,7 @@ def write_metrics(summary: pd.DataFrame, path: Path | str) -> None:
     records.save(found, path)
 
 
+NEEDED = ("test_accuracy", "ud_layers")
 TOLERANCES = {"test_accuracy": 0.05, "accuracy_minus_noise": 0.05, "ud_layers": 0.25, "ud_weights": 0.25}
 
 
@@ -265,7 +275,7 @@ def _apart(x: float, y: float, most: float) -> bool:
 
 def _indexed(path: Path) -> pd.DataFrame:
     keys, mend = [*BLOCK, "method"], f"{FIRST}, or name another folder"
-    found = read(path, keys, mend=mend).set_index(keys)
+    found = read(path, [*keys, *NEEDED], mend=mend).set_index(keys)
     measured = found[[c for c in TOLERANCES if c in found]]
     if not found.index.is_unique or any(not pd.api.types.is_numeric_dtype(kind) for kind in measured.dtypes):
         raise InputError(f"{path}: a condition comes twice, or a measure is no number; {mend}")

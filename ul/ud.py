@@ -12,6 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
+class Uncountable(ValueError):
+    """A choice of threshold leaves nothing to count by: no layer of the clean run above it, or no threshold at all."""
+
+
 def _checked(sal: ArrayLike, what: str) -> np.ndarray:
     values = np.asarray(sal, dtype=float)
     if values.ndim != 2 or values.size == 0:
@@ -49,7 +53,7 @@ def _otsu(values: np.ndarray) -> float:
 def _mixture(values: np.ndarray) -> float:
     """Where two Gaussians fitted to the values are equally likely, between their means.
 
-    Raises ValueError if they cross nowhere between.
+    Raises Uncountable if they cross nowhere between.
     """
     from sklearn.mixture import GaussianMixture
 
@@ -58,7 +62,7 @@ def _mixture(values: np.ndarray) -> float:
     grid = np.linspace(fitted.means_[low, 0], fitted.means_[high, 0], 2001)
     above = fitted.predict_proba(grid[:, None])[:, high] > 0.5
     if above.all() or not above.any():
-        raise ValueError("the two Gaussians of the rule gmm do not cross between their means; use another rule")
+        raise Uncountable("the two Gaussians of the rule gmm do not cross between their means; use another rule")
     return float(grid[above.argmax()])
 
 
@@ -101,17 +105,35 @@ def distance(
     """UD = mean #LP of `run` over mean #LP of its clean twin; beta defaults to the clean run's threshold by `rule`.
 
     window: which probed epochs count, for beta as well (default: all of them). 0: truly unlearnable, 1: as learnable
-    as clean, > 1: not unlearnable but adversarial. Raises ValueError for runs of different shape, NaN, an empty window
-    or a clean run without a learnable layer.
+    as clean, > 1: not unlearnable but adversarial. Raises ValueError for runs of different shape, NaN or an empty
+    window, Uncountable for a clean run without a learnable layer.
     """
     run, clean = _checked(run, "run"), _checked(clean, "clean run")
     if run.shape != clean.shape:
         raise ValueError(f"run is [epochs, layers] {run.shape}, clean {clean.shape}; probe the same epochs and layers")
-    run, clean = run[window], clean[window]
+    beta, base = _base(clean[window], weights=weights, beta=beta, rule=rule)
+    return float(learnable(run[window], beta, weights=weights).sum() / base)
+
+
+def floor(
+    clean: ArrayLike, *, weights: ArrayLike | None = None, beta: float | None = None, rule: str = "kmeans",
+    window: slice = slice(None),
+) -> float:  # fmt: skip
+    """What UD = 0 counts as on a log scale: half a layer of mean size at one probed epoch, over the clean twin's count.
+
+    Options and errors as for `distance`. This artifact's choice; the paper takes no logarithm.
+    """
+    kept = _checked(clean, "clean run")[window]
+    _, base = _base(kept, weights=weights, beta=beta, rule=rule)
+    return float(0.5 * (1.0 if weights is None else np.mean(weights)) / base)
+
+
+def _base(clean: np.ndarray, *, weights: ArrayLike | None, beta: float | None, rule: str) -> tuple[float, float]:
+    """(beta, #LP of the clean run summed over its epochs). Raises as `distance`."""
     if len(clean) == 0:
-        raise ValueError(f"no probed epoch lies in the window {window}; probe more epochs or widen it")
+        raise ValueError("no probed epoch lies in the window; probe more epochs or widen it")
     beta = threshold(clean, rule) if beta is None else beta
-    base = learnable(clean, beta, weights=weights).mean()
+    base = learnable(clean, beta, weights=weights).sum()
     if base == 0:
-        raise ValueError(f"no layer of the clean run lies above beta = {beta:.3g}; train the clean run longer")
-    return float(learnable(run, beta, weights=weights).mean() / base)
+        raise Uncountable(f"no layer of the clean run lies above beta = {beta:.3g}; train the clean run longer")
+    return beta, float(base)

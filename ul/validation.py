@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from scipy import stats as scipy_stats
 
-from . import benchmark, data, graph, metrics, perturb, sal, scores, stats, tables, ud
+from . import benchmark, data, graph, metrics, sal, scores, stats, tables, ud
 from .benchmark import CLEAN, Cell, Sal
 from .config import InputError, Record, choose
 from .public import DEPARTURES
@@ -31,6 +31,8 @@ class Choice:
 
 def methods_of(cell: Cell, methods: Sequence[str], seeds: int, folder: str | None) -> list[Cell]:
     """`cell` for clean and each method and each seed from 0; poisons from <folder>/<data set>-<method>.npz if given."""
+    if not methods:
+        raise InputError("methods is empty; name the poisons whose ranking is looked at")
     found = []
     for method in (CLEAN, *methods):
         poison = f"{folder}/{cell.dataset}-{method}.npz" if folder and method != CLEAN else None
@@ -80,9 +82,16 @@ def probes(run: Record, way: str | None) -> list[Record]:
 
 def distance(run: Record, twin: Record, choice: Choice = Choice()) -> float:
     """UD of a run against its clean twin by one choice."""
-    own, clean = (np.array([p["sal"] for p in probes(r, choice.way)], dtype=float) for r in (run, twin))
+    return ud.distance(_sal(run, choice), _sal(twin, choice), **_options(twin, choice))
+
+
+def _sal(run: Record, choice: Choice) -> np.ndarray:
+    return np.array([p["sal"] for p in probes(run, choice.way)], dtype=float)
+
+
+def _options(twin: Record, choice: Choice) -> dict[str, Any]:
     weights = tables.layer_weights(twin) if choice.unit == "weights" else None
-    return ud.distance(own, clean, weights=weights, rule=choice.rule, window=slice(choice.first, None))
+    return {"weights": weights, "rule": choice.rule, "window": slice(choice.first, None)}
 
 
 def twins(runs: Iterable[Record]) -> dict[int, Record]:
@@ -124,7 +133,7 @@ def tau(a: Sequence[float], b: Sequence[float]) -> float:
 def by_choice(runs: list[Record], choices: Mapping[str, Choice]) -> pd.DataFrame:
     """log UD of every poisoned run by every choice: choice, method, seed, log_ud, test_accuracy (0..1).
 
-    UD is floored at half a layer; NaN where a choice leaves the clean run without a learnable layer.
+    Zeros are raised to `ud.floor`; NaN where a choice leaves the clean run without a learnable layer.
     """
     clean, rows = twins(runs), []
     for name, choice in choices.items():
@@ -136,11 +145,9 @@ def by_choice(runs: list[Record], choices: Mapping[str, Choice]) -> pd.DataFrame
 
 
 def _log(run: Record, twin: Record, choice: Choice) -> float:
-    own = probes(run, choice.way)[choice.first :]
-    floor = 0.5 / (len(own) * len(own[0]["sal"]))
     try:
-        return float(np.log(max(distance(run, twin, choice), floor)))
-    except ValueError:
+        return float(np.log(max(distance(run, twin, choice), ud.floor(_sal(twin, choice), **_options(twin, choice)))))
+    except ud.Uncountable:
         return float("nan")
 
 
@@ -180,8 +187,8 @@ def scores_of(cell: Cell, model: torch.nn.Module, images: data.Split, *, draws: 
     """
     rng, (clean, test) = torch.Generator().manual_seed(cell.seed), benchmark.splits(cell)
     where = next(model.parameters()).device
-    held = _on(test, cell.target, where)
-    chosen = _on(benchmark.sal_subset(images, cell.sal.images), cell.target, where)
+    held = scores.on(test, cell.target, where)
+    chosen = scores.on(benchmark.sal_subset(images, cell.sal.images), cell.target, where)
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     sigma = NOISE * weights.square().mean().sqrt().item()
     certificate = scores.certified(
@@ -191,17 +198,12 @@ def scores_of(cell: Cell, model: torch.nn.Module, images: data.Split, *, draws: 
     found["hessian_trace"] = float(np.mean(scores.hessian_trace(model, *chosen, draws=10, rng=rng)))
     found |= {"certified": certificate.score, "certified_bound": certificate.bound}
     with scores.restored(model):
-        few = _on(benchmark.sal_subset(clean, FEW, draw=2), cell.target, where)
+        few = scores.on(benchmark.sal_subset(clean, FEW, draw=2), cell.target, where)
         scores.recover(model, *few, radius=REACH * weights.norm().item())
         found["recovered"] = metrics.accuracy(model, *held)
     delta = (images.images.float() - clean.images.float()) / 255
     found["separability"] = metrics.linear_separability(delta, clean.targets[cell.target], seed=0)
     return found
-
-
-def _on(split: data.Split, target: str, where: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    images = perturb.to_float(split.images.to(where)).contiguous(memory_format=torch.channels_last)
-    return images, split.targets[target].to(where)
 
 
 def score_table(runs: list[Record]) -> pd.DataFrame:
@@ -260,7 +262,7 @@ def trained(cell: Cell) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
     )
     model = kept["model"]
     chosen = benchmark.sal_subset(kept["images"], cell.sal.images)
-    return model, *_on(chosen, cell.target, next(model.parameters()).device)
+    return model, *scores.on(chosen, cell.target, next(model.parameters()).device)
 
 
 def agreement(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
