@@ -8,7 +8,7 @@ import pytest
 from matplotlib import pyplot as plt
 from scipy import stats as scipy_stats
 
-from tests.test_tables import frame_of
+from tests.test_tables import frame_of, record
 from ul import axes, claims, figures, published, readme, tables
 from ul.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED
 from ul.config import InputError
@@ -158,6 +158,14 @@ def test_c7_needs_half_of_the_methods():
 
 def test_one_kind_of_network_is_not_compared():
     assert axes.stronger(block({"lsp": 0.2}, architecture="resnet8")).empty
+
+
+def test_sal_by_epoch_is_a_geometric_mean_over_layers():
+    """Ten layers at 1 beside five at 1 and five at .1: the mean log ratio is log(10) / 2 in every seed and epoch."""
+    runs = [record("clean", 5, 0.9, s) for s in range(3)] + [record("tap", 10, 0.1, s) for s in range(3)]
+    found = axes.sal_by_epoch(runs)
+    assert found["epoch"].tolist() == [1, 2] and (found["n"] == 3).all()
+    assert found[["sal_ratio", "sal_ratio_low", "sal_ratio_high"]].to_numpy() == pytest.approx(math.sqrt(10))
 
 
 def test_plain_settings_come_first():

@@ -34,6 +34,8 @@ def test_a_file_of_ones_own_is_a_method_beside_the_others():
     mine = CONFIG | {"poison": "mine.npz"}
     assert [(c.method, c.poison) for c in cross_task.cells(mine)[-2:]] == [("own", "mine.npz")] * 2
     assert cross_task.variants(mine) == cross_task.variants(CONFIG)
+    alone = cross_task.cells(mine | {"methods": []})
+    assert [c.method for c in alone] == ["clean"] * 2 + ["own"] * 2
 
 
 def test_classified_images_have_derived_tasks():
@@ -71,6 +73,9 @@ def test_no_balance_methods_no_variants():
         ({"methods": ["lsp", "lsp"]}, "lsp comes twice in methods"),
         ({"weightings": ["equal"]}, "equal comes twice in weighting and weightings"),
         ({"dataset": "roms"}, "unknown data set 'roms'"),
+        ({"methods": []}, "methods is empty; name a poison"),
+        ({"methods": ["noise"]}, "balance_methods names lsp, which is not among the methods"),
+        ({"tasks": ["class_object", "depht"]}, "unknown task 'depht'"),
     ],
 )
 def test_bad_settings_end_before_training(change, message):

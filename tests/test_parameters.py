@@ -71,6 +71,19 @@ def test_values_out_of_bounds_are_named_with_what_is_allowed(name, value, line):
         parameters.refuse_wrong({name: value}, nb.kinds(book), "04_sal")
 
 
+@pytest.mark.parametrize("name", ["levels", "epsilons", "own_weights"])
+def test_strengths_are_above_0(name):
+    with pytest.raises(InputError, match=f"{name} is 0; it must be above 0"):
+        parameters.refuse_wrong({name: [0.5, 0]}, {name: "list[float]"}, "06_validation")
+
+
+@pytest.mark.parametrize("notebook", ["04_sal", "06_validation", "08_my_poison"])
+def test_a_network_of_one_layer_has_no_ud(notebook):
+    with pytest.raises(InputError, match="architecture: unknown 'linear'; choose from lenet5"):
+        parameters.refuse_wrong({"architecture": "linear"}, {"architecture": "str"}, notebook)
+    parameters.refuse_wrong({"architecture": "linear"}, {"architecture": "str"}, "03_convergence")
+
+
 def test_one_notebook_may_take_what_another_does_not():
     parameters.refuse_wrong({"method": "clean"}, {"method": "str"}, "04_sal")
     with pytest.raises(InputError, match="unknown 'clean'"):

@@ -224,15 +224,17 @@ def test_curves_show_mean_and_range():
     assert (band.ymin, band.ymax) == (1, 7)
 
 
-def test_scatter_names_each_method_at_the_point_nearest_to_its_mean():
+def test_scatter_has_a_point_a_run_and_names_the_methods():
     _, ax = plt.subplots()
     points = pd.DataFrame({
         "method": ["em", "em", "em", "tap"], "ud": [0.1, 0.3, 0.5, 1.5], "accuracy": [0.2, 0.4, 0.2, 0.1],
     })  # fmt: skip
     assert figures.scatter(ax, points, x="ud", y="accuracy", labels=("UD", "test accuracy")) is ax
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("UD", "test accuracy")
-    named = {text.get_text(): text.xy for text in ax.texts}
-    assert named["em"] == pytest.approx((0.3, 0.4)) and named["tap"] == pytest.approx((1.5, 0.1))
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert drawn == {"em": [[0.1, 0.2], [0.3, 0.4], [0.5, 0.2]], "tap": [[1.5, 0.1]]}
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["em", "tap"]
+    assert ax.lines[0].get_marker() != ax.lines[1].get_marker()
 
 
 def test_spectrum_finds_a_planted_wave():

@@ -1,4 +1,4 @@
-"""How UD changes along an axis of the grid: what defenses add to it, and which architectures have more of it."""
+"""How UD and SAL change along an axis: what defenses add, which architectures have more, SAL from epoch to epoch."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 
 from . import stats, tables
+from .config import Record
 
 TRANSFORMERS = ("vit_tiny", "vit_small")
 POOLED = "all"
+TINY = 1e-9  # nats; a layer may have no SAL at all
 
 
 def with_bases(settings: Iterable[str]) -> list[str]:
@@ -90,6 +92,27 @@ def stronger(frame: pd.DataFrame) -> pd.DataFrame:
             more = (both[name] - both[cnns].max(axis=1)).rename("more")
             rows += [{"dataset": dataset, "transformer": name} | row for row in _more(more)] if len(more) else []
     return pd.DataFrame(rows)
+
+
+def sal_by_epoch(runs: list[Record]) -> pd.DataFrame:
+    """SAL over the clean twin's, geometric mean over layers, by method and probed epoch, with intervals over seeds.
+
+    runs: of one block. dataset, method, epoch, n, sal_ratio with its ends.
+    """
+    clean = {run["config"]["seed"]: run for run in tables.of(runs, method=tables.CLEAN)}
+    rows = []
+    for run in (r for r in runs if r["config"]["method"] != tables.CLEAN):
+        config = run["config"]
+        logs = [np.log(tables.sal_matrix(r) + TINY).mean(1) for r in (run, clean[config["seed"]])]
+        place = {"dataset": config["dataset"], "method": config["method"]}
+        epochs = [probe["epoch"] for probe in run["sal"]]
+        rows += [place | {"epoch": e, "ratio": v} for e, v in zip(epochs, np.exp(logs[0] - logs[1]), strict=True)]
+    found = pd.DataFrame(rows).groupby(["dataset", "method", "epoch"], sort=False)["ratio"]
+    intervals = {key: stats.paired(part, np.ones(len(part)), log=True) for key, part in found}
+    return pd.DataFrame([
+        dict(zip(("dataset", "method", "epoch"), key, strict=True)) | {"n": i.n} | i.columns("sal_ratio")
+        for key, i in intervals.items()
+    ])  # fmt: skip
 
 
 def _more(part: pd.Series) -> list[dict[str, Any]]:

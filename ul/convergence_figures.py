@@ -12,7 +12,7 @@ from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 
 from . import critical
-from .figures import colour
+from .figures import COLOURS, MARKERS, colour
 
 PANELS = {  # column of `convergence_tables.epochs`: axis label, logarithmic
     "train_loss": ("training loss, own images (nats)", True),
@@ -23,14 +23,15 @@ PANELS = {  # column of `convergence_tables.epochs`: axis label, logarithmic
     "curvature": ("top Hessian eigenvalue (nats)", True),
 }
 LINES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1, 1, 1)), (0, (5, 3)), (0, (1, 2)), (0, (8, 2)))
-MARKERS = "osD^vP*X"
 
 
 def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Colour, line and marker of each condition: told apart without colour as well."""
+    """Colour, line and marker of each condition, the same in every figure: told apart without colour as well."""
+    known = list(COLOURS)
+    places = {name: known.index(name) if name in known else len(known) + i for i, name in enumerate(names)}
     return {
         name: {"color": colour(name), "linestyle": LINES[i % len(LINES)], "marker": MARKERS[i % len(MARKERS)]}
-        for i, name in enumerate(names)
+        for name, i in places.items()
     }
 
 

@@ -56,6 +56,9 @@ def save(figure: Figure, stem: Path | str | None) -> None:
         write_bytes(Path(f"{stem}.{kind}"), buffer.getvalue())
 
 
+MARKERS = "osD^vP*X"
+
+
 def colour(method: str) -> str:
     """A method's colour; grey-brown for one without an own."""
     return COLOURS.get(method, "#7f6a4f")
@@ -133,12 +136,13 @@ def intervals(ax: Axes, frame: "pd.DataFrame", column: str, *, label: str, ratio
 
 
 def scatter(ax: Axes, frame: "pd.DataFrame", *, x: str, y: str, labels: tuple[str, str]) -> Axes:
-    """A point a run, coloured by method; the point nearest to a method's mean has its name."""
-    for method, part in frame.groupby("method", sort=False):
-        ax.plot(part[x], part[y], "o", color=colour(method), alpha=0.6, markersize=4)
-        place = ((part[[x, y]] - part[[x, y]].mean()) ** 2).sum(axis=1).idxmin()
-        ax.annotate(method, tuple(part.loc[place, [x, y]]), textcoords="offset points", xytext=(6, 4))
+    """A point a run, coloured and marked by method."""
+    for i, (method, part) in enumerate(frame.groupby("method", sort=False)):
+        ax.plot(
+            part[x], part[y], MARKERS[i % len(MARKERS)], color=colour(method), alpha=0.6, markersize=4, label=method
+        )
     ax.set(xlabel=labels[0], ylabel=labels[1])
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 
@@ -163,17 +167,18 @@ def rankings(values: "pd.DataFrame", table: "pd.DataFrame") -> Figure:
 
     values: DataFrame with a column a method. table: DataFrame with tau and accuracy_tau and their intervals.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 0.2 * len(values) + 1.2), sharey=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 0.25 * len(values) + 1.2), sharey=True)
+    places = np.arange(len(values))
     for method in values.columns:
-        left.plot(values[method], values.index, "o", color=colour(method), label=method, markersize=4)
+        left.plot(values[method], places, "o", color=colour(method), label=method, markersize=4)
     left.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
-    left.set(xlabel="log UD, mean over seeds")
-    for column, name, paint in (("tau", "the default's UD", "#000000"), ("accuracy_tau", "accuracy", "#D55E00")):
+    left.set(xlabel="log UD, mean over seeds", yticks=places, yticklabels=values.index)
+    shown = (("tau", "τ with the default's UD", "#000000", -0.15), ("accuracy_tau", "τ with accuracy", "#7f6a4f", 0.15))
+    for column, name, paint, shift in shown:
         ends = table[[f"{column}_low", f"{column}_high"]].clip(-1, 1)
         spans = ends.sub(table[column], axis=0).abs().fillna(0).T.to_numpy()
-        right.errorbar(
-            table[column], table.index, xerr=spans, fmt="o", color=paint, capsize=2, markersize=4, label=name
-        )
+        look = {"fmt": "s", "color": paint, "capsize": 2, "markersize": 3, "label": name}
+        right.errorbar(table[column], places + shift, xerr=spans, **look)
     right.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
     right.set(xlabel="Kendall's τ over methods", xlim=(-1.05, 1.05), xticks=(-1, -0.5, 0, 0.5, 1))
     right.invert_yaxis()
