@@ -1,5 +1,6 @@
 """DVC under faults, in a small repository: two runs at once, a damaged cache, a damaged remote."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -51,13 +52,17 @@ def damage(folder: Path) -> Path:
 
 
 def verify(repo: Path) -> str:
-    """What `make verify` does, its own lines."""
-    recipe = re.search(r"^verify:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
-    lines = recipe.replace("$(wildcard .dvc/cache/files data build)", ".dvc/cache/files data build")
-    lines = lines.replace("dvc status data.dvc $(PIPELINE)", f"{sys.executable} -m dvc status")
-    done = subprocess.run(["sh", "-ec", lines], cwd=repo, text=True, capture_output=True)
+    """What `make verify` says in a repository that needs no environment."""
+    command = ["make", "-s", "-f", str(ROOT / "Makefile"), "-o", "setup", "verify"]
+    done = subprocess.run(command, cwd=repo, env=plain(), text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def plain() -> dict[str, str]:
+    """The environment with this interpreter's `dvc` first, and nothing from a `make` that runs these tests."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "PROFILE"))}
+    return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def test_a_second_repro_is_refused_in_one_line_and_the_first_is_right(repo):
@@ -96,6 +101,19 @@ def test_damaged_data_is_found_by_make_verify_and_fetched_again(repo):
     assert re.search(r"data\.dvc:\n\s+changed outs:\n\s+(modified|not in cache):\s+data", verify(repo))
     assert dvc(repo, "pull", "-f", "data.dvc").returncode == 0
     assert (repo / "data" / "in.txt").read_text() == "good\n"
+
+
+def test_make_verify_changes_nothing_where_there_is_no_cache_no_data_and_no_build(repo):
+    for folder in (".dvc/cache", "data", "build"):
+        shutil.rmtree(repo / folder)
+    (repo / ".venv").mkdir()
+    (repo / ".venv" / "read.txt").write_text("only\n")
+    (repo / ".venv" / "read.txt").chmod(0o444)
+    files = [p for p in repo.rglob("*") if p.is_file() and p.parts[len(repo.parts)] != ".dvc"]
+    before = {p: (p.stat().st_mode, p.stat().st_mtime_ns) for p in files}
+    assert {".git", ".venv", ".dvc-store"} < {p.parts[len(repo.parts)] for p in files}
+    assert "build/one.txt" in verify(repo)
+    assert {p: (p.stat().st_mode, p.stat().st_mtime_ns) for p in files} == before
 
 
 def test_a_damaged_store_is_refused_by_pull(repo):
