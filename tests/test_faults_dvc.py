@@ -1,26 +1,24 @@
 """DVC under faults, in a small repository: two runs at once, a damaged cache, a damaged remote."""
 
-import os
 import re
 import shutil
 import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.imports import ROOT
+from tests.test_pipeline import command, environment
+from tests.test_pipeline import dvc as dvc_in
 
 pytestmark = pytest.mark.slow
+dvc = partial(dvc_in, timeout=120)  # seconds: one that waits for a lock fails
 PIPELINE = """
 stages:
   one: {cmd: "sleep ${wait} && cp data/in.txt build/one.txt", deps: [data/in.txt], outs: [build/one.txt]}
   two: {cmd: cat build/one.txt build/one.txt > two.txt, deps: [build/one.txt], outs: [two.txt: {cache: false}]}
 """
-
-
-def dvc(repo: Path, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "dvc", *words], cwd=repo, text=True, capture_output=True, timeout=120)
 
 
 @pytest.fixture
@@ -53,23 +51,18 @@ def damage(folder: Path) -> Path:
 
 def verify(repo: Path) -> str:
     """What `make verify` says in a repository that needs no environment."""
-    command = ["make", "-s", "-f", str(ROOT / "Makefile"), "-o", "setup", "verify"]
-    done = subprocess.run(command, cwd=repo, env=plain(), text=True, capture_output=True)
+    words = ["make", "-s", "-f", str(ROOT / "Makefile"), "-o", "setup", "verify"]
+    # Nothing from a `make` that runs these tests.
+    kept = {k: v for k, v in environment(repo).items() if not k.startswith(("MAKE", "MFLAGS", "PROFILE"))}
+    done = subprocess.run(words, cwd=repo, env=kept, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def plain() -> dict[str, str]:
-    """The environment with this interpreter's `dvc` first, and nothing from a `make` that runs these tests."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "PROFILE"))}
-    return kept | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def test_a_second_repro_is_refused_in_one_line_and_the_first_is_right(repo):
     (repo / "params.yaml").write_text("wait: 6\n")
     (repo / "dvc.yaml").write_text(PIPELINE.replace("one.txt build/one.txt >", "one.txt build/one.txt | sort >"))
-    command = [sys.executable, "-m", "dvc", "repro", "-f"]
-    first = subprocess.Popen(command, cwd=repo, stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(command("repro", "-f"), cwd=repo, stdout=subprocess.PIPE, text=True)
     for line in first.stdout:
         if line.startswith("> sleep"):
             break
