@@ -15,7 +15,8 @@ help:  ## this list
 setup: .venv/.installed  ## make the environment in .venv from requirements.lock
 
 .venv/.installed: requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11, 5) else "Python 3.11.5 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -c 'import sys; v = sys.version_info; \
+	  sys.exit(0 if (3, 11, 5) <= v < (3, 14) else "Python 3.11.5 to 3.13 is needed, not %d.%d.%d: make PYTHON=..." % v[:3])'
 	$(PYTHON) -m venv .venv
 	pip install -q --disable-pip-version-check -r requirements.lock
 	pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
@@ -29,12 +30,13 @@ reproduce: setup  ## compute everything again: make reproduce [PROFILE=smoke]
 	rm -rf build/$(PROFILE)/cells
 	dvc repro -f $(PIPELINE)
 
-verify: setup  ## compare DVC's cache and outputs with their checksums; what is damaged is named, then fetched or made again
-	find $(wildcard .dvc/cache/files data build) -type f -exec chmod u+w {} + -exec touch {} +
+# /dev/null: without a folder find would walk the whole checkout.
+verify: setup  ## compare DVC's cache and outputs with their checksums and name what is damaged
+	find /dev/null $(wildcard .dvc/cache/files data build) -type f -exec chmod u+w {} + -exec touch {} +
 	dvc status data.dvc $(PIPELINE)
 
-figures: setup  ## redraw tables and figures of the benchmark from the committed records
-	dvc repro -s -f clean benchmark claims
+figures: setup  ## redraw tables and figures of the benchmark and the claims from the committed records [PROFILE=smoke]
+	dvc repro -s -f $(addprefix $(PIPELINE):,clean benchmark claims)
 
 report: setup  ## results as one site, readable offline: make report [PROFILE=smoke] -> build/site/index.html
 	python -m ul report --profile $(PROFILE) --out build/site

@@ -1,5 +1,6 @@
 """Where real data lies, and builders of tiny data folders that share no code with `ul`."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -104,6 +105,13 @@ def write_cifar(folder: Path, *, per_file: int = 4, seed: int = 0) -> dict[str, 
         (place / name).write_bytes(raw)
         stored["test" if name.startswith("test") else "train"].append((labels, images))
     return {part: tuple(map(np.concatenate, zip(*pairs, strict=True))) for part, pairs in stored.items()}
+
+
+def picture(array: np.ndarray, kind: str = "PNG") -> bytes:
+    """An image file of uint8 (or, as PNG, uint16) pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind)
+    return buffer.getvalue()
 
 
 def idx_bytes(array: np.ndarray) -> bytes:

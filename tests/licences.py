@@ -39,10 +39,14 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def lines() -> list[str]:
+    """The lines of the lock that are neither comment nor option."""
+    return [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and line[0] not in "#-"]
+
+
 def pins() -> dict[str, str]:
-    """Package -> version of every line of the lock that is neither comment nor option."""
-    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and line[0] not in "#-"]
-    return dict(line.split("==") for line in lines)
+    """Package, as the lock spells it -> version."""
+    return dict(line.split("==") for line in lines())
 
 
 def installed() -> dict[str, dict[str, str]]:

@@ -16,10 +16,9 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import torch
-from PIL import Image
 from safetensors.numpy import save as tensor_bytes
 
-from tests.conftest import idx_bytes, plant, view_arrays
+from tests.conftest import idx_bytes, picture, plant, view_arrays
 from tests.test_benchmark import SETTINGS
 from ul import behaviour, claims, data, fetch, grid, nb, paths, readme, records, tables
 from ul.benchmark import cells
@@ -42,12 +41,6 @@ def zipped(raw: bytes, compression: int = zipfile.ZIP_DEFLATED) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as file:
         file.writestr(zipfile.ZipInfo("images.npy"), raw)
-    return buffer.getvalue()
-
-
-def picture(array: np.ndarray, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, kind)
     return buffer.getvalue()
 
 

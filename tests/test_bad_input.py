@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.conftest import idx_bytes, one_hot, plant, planted_rooms, view_arrays, write_cifar
+from tests.conftest import idx_bytes, one_hot, picture, plant, planted_rooms, view_arrays, write_cifar
 from ul import data, rooms, taskonomy
 from ul.config import InputError
 
@@ -286,12 +286,6 @@ def test_no_pickle_is_ever_loaded(tmp_path, packed):
 # ---- random damage -----------------------------------------------------------------------------------------------
 
 
-def png(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def stored(**arrays) -> bytes:
     """An .npz without compression, so that damage reaches the array headers."""
     buffer = io.BytesIO()
@@ -310,7 +304,10 @@ def _read_poison(path):
 READERS = {
     "idx": (data.read_idx, [idx_bytes(IMAGES[:2, :4, :4]), gzip.compress(idx_bytes(LABELS))]),
     "poison": (_read_poison, [npz(**GOOD), stored(**GOOD)]),
-    "png": (lambda path: taskonomy.read_png(path, "RGB"), [png(GOOD["images"][0]), png(np.zeros((2, 2), np.uint16))]),
+    "png": (
+        lambda path: taskonomy.read_png(path, "RGB"),
+        [picture(GOOD["images"][0]), picture(np.zeros((2, 2), np.uint16))],
+    ),
 }
 
 

@@ -10,7 +10,17 @@ import torch
 from matplotlib import pyplot as plt
 
 from tests.imports import ROOT
-from ul import convergence, convergence_figures, convergence_tables, explore, flatness, paths, planes, scores
+from ul import (
+    convergence,
+    convergence_figures,
+    convergence_tables,
+    explore,
+    flatness,
+    parameters,
+    paths,
+    planes,
+    scores,
+)
 from ul.config import InputError
 from ul.convergence import Run
 from ul.paths import Path
@@ -259,6 +269,12 @@ def test_sections_name_methods_of_the_study_and_networks_of_layers(study):
     linear = convergence.cells(CONFIG | {"architecture": "linear"})
     with pytest.raises(InputError, match="leave flat_methods empty"):
         flatness.chosen(linear, ["lsp"], 1)
+
+
+def test_no_seeds_of_sam_are_no_such_section():
+    least = parameters.LOWEST["flat_seeds"]
+    assert least == convergence.LOWEST["flat_seeds"] == 0
+    assert flatness.chosen(convergence.cells(CONFIG | {"flat_seeds": least}), ["lsp"], least) == []
 
 
 def test_evidence_is_one_row_a_poison(study):

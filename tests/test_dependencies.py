@@ -15,18 +15,14 @@ from tests.imports import ROOT
 CUDA = re.compile(r"(nvidia|cuda|triton)\b")
 
 
-def lines() -> list[str]:
-    return [x for x in (ROOT / "requirements.lock").read_text().splitlines() if x and x[0] not in "#-"]
-
-
 def bill() -> list[dict[str, str]]:
     with licences.TABLE.open(newline="") as f:
         return list(csv.DictReader(f))
 
 
 def test_the_lock_pins_one_exact_version_of_each_package_in_order():
-    assert all(re.fullmatch(r"[A-Za-z0-9][\w.-]*==\d[\w.]*", line) for line in lines())
-    names = [licences.normal(line.split("==")[0]) for line in lines()]
+    assert all(re.fullmatch(r"[A-Za-z0-9][\w.-]*==\d[\w.]*", line) for line in licences.lines())
+    names = [licences.normal(line.split("==")[0]) for line in licences.lines()]
     assert names == sorted(set(names))
 
 

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.conftest import ul
 from tests.imports import ROOT
 
 PLACES = {
@@ -70,13 +71,30 @@ print("stripes" in parameters.POISONS, int((poison.images.int() - clean.images.i
     assert run(code, extended) == ["True", "8"]
 
 
-def test_the_new_data_set_is_read(extended):
+@pytest.fixture(scope="module")
+def fashion(extended):
+    """The folder with files of the new data set."""
     (extended / "fashion").mkdir()
     images, label = np.arange(5 * 8 * 8 * 3, dtype=np.uint8).reshape(5, 8, 8, 3), np.arange(5)
-    np.savez(extended / "fashion" / "train.npz", images=images, label=label)
+    for part in ("train", "test"):
+        np.savez(extended / "fashion" / f"{part}.npz", images=images, label=label)
+    return extended
+
+
+def test_the_new_data_set_is_read(fashion):
     code = """
 from ul import data, parameters
 split = data.load("fashion", "train", root=".", limit=3)
 print("fashion" in parameters.DATA, *split.images.shape, split.targets["label"].dtype, data.classes(split))
 """
-    assert run(code, extended) == ["True", "3", "3", "8", "8", "torch.int64", "10"]
+    assert run(code, fashion) == ["True", "3", "3", "8", "8", "torch.int64", "10"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(("info", "fashion"), "fashion: target label, 10 classes"), (("verify", "fashion"), "fashion/test: 5 images read"),
+     (("check-poison", "fashion/train.npz", "--clean", "fashion"), "fashion/train.npz: 5 images")],
+)  # fmt: skip
+def test_commands_know_the_new_data_set(fashion, words, told):
+    done = ul(*words, "--root", ".", cwd=fashion)
+    assert done.returncode == 0 and told in done.stdout, done.stdout + done.stderr

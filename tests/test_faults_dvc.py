@@ -3,23 +3,22 @@
 import re
 import shutil
 import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.imports import ROOT
+from tests.test_pipeline import command, environment
+from tests.test_pipeline import dvc as dvc_in
 
 pytestmark = pytest.mark.slow
+dvc = partial(dvc_in, timeout=120)  # seconds: one that waits for a lock fails
 PIPELINE = """
 stages:
   one: {cmd: "sleep ${wait} && cp data/in.txt build/one.txt", deps: [data/in.txt], outs: [build/one.txt]}
   two: {cmd: cat build/one.txt build/one.txt > two.txt, deps: [build/one.txt], outs: [two.txt: {cache: false}]}
 """
-
-
-def dvc(repo: Path, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "dvc", *words], cwd=repo, text=True, capture_output=True, timeout=120)
 
 
 @pytest.fixture
@@ -51,11 +50,11 @@ def damage(folder: Path) -> Path:
 
 
 def verify(repo: Path) -> str:
-    """What `make verify` does, its own lines."""
-    recipe = re.search(r"^verify:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)[1]
-    lines = recipe.replace("$(wildcard .dvc/cache/files data build)", ".dvc/cache/files data build")
-    lines = lines.replace("dvc status data.dvc $(PIPELINE)", f"{sys.executable} -m dvc status")
-    done = subprocess.run(["sh", "-ec", lines], cwd=repo, text=True, capture_output=True)
+    """What `make verify` says in a repository that needs no environment."""
+    words = ["make", "-s", "-f", str(ROOT / "Makefile"), "-o", "setup", "verify"]
+    # Nothing from a `make` that runs these tests.
+    kept = {k: v for k, v in environment(repo).items() if not k.startswith(("MAKE", "MFLAGS", "PROFILE"))}
+    done = subprocess.run(words, cwd=repo, env=kept, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -63,8 +62,7 @@ def verify(repo: Path) -> str:
 def test_a_second_repro_is_refused_in_one_line_and_the_first_is_right(repo):
     (repo / "params.yaml").write_text("wait: 6\n")
     (repo / "dvc.yaml").write_text(PIPELINE.replace("one.txt build/one.txt >", "one.txt build/one.txt | sort >"))
-    command = [sys.executable, "-m", "dvc", "repro", "-f"]
-    first = subprocess.Popen(command, cwd=repo, stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(command("repro", "-f"), cwd=repo, stdout=subprocess.PIPE, text=True)
     for line in first.stdout:
         if line.startswith("> sleep"):
             break
@@ -96,6 +94,19 @@ def test_damaged_data_is_found_by_make_verify_and_fetched_again(repo):
     assert re.search(r"data\.dvc:\n\s+changed outs:\n\s+(modified|not in cache):\s+data", verify(repo))
     assert dvc(repo, "pull", "-f", "data.dvc").returncode == 0
     assert (repo / "data" / "in.txt").read_text() == "good\n"
+
+
+def test_make_verify_changes_nothing_where_there_is_no_cache_no_data_and_no_build(repo):
+    for folder in (".dvc/cache", "data", "build"):
+        shutil.rmtree(repo / folder)
+    (repo / ".venv").mkdir()
+    (repo / ".venv" / "read.txt").write_text("only\n")
+    (repo / ".venv" / "read.txt").chmod(0o444)
+    files = [p for p in repo.rglob("*") if p.is_file() and p.parts[len(repo.parts)] != ".dvc"]
+    before = {p: (p.stat().st_mode, p.stat().st_mtime_ns) for p in files}
+    assert {".git", ".venv", ".dvc-store"} < {p.parts[len(repo.parts)] for p in files}
+    assert "build/one.txt" in verify(repo)
+    assert {p: (p.stat().st_mode, p.stat().st_mtime_ns) for p in files} == before
 
 
 def test_a_damaged_store_is_refused_by_pull(repo):

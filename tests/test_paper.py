@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 from tests.conftest import real_views
 from tests.test_pipeline import cloned, dvc
+from ul.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED
 
 PAPER = "profiles/paper/dvc.yaml"
 pytestmark = pytest.mark.long  # a quarter of an hour: ResNet-18 and -50 with SAL on two cores
@@ -96,5 +97,5 @@ def test_every_stage_of_paper_runs_on_real_images(paper):
         "jpeg", "cutout", "mixup", "at", "ueraser",
     }  # fmt: skip
     claims = pd.read_csv(results / "tables" / "claims.csv").set_index("claim")
-    assert (claims["verdict"] != "").all() and claims.loc["C7", "n"] == 1
+    assert set(claims["verdict"]) <= {HOLDS, FAILS, UNDECIDED, NOT_TESTED} and claims.loc["C7", "n"] == 1
     assert dvc(paper, "status", PAPER).stdout.strip() == "Data and pipelines are up to date."

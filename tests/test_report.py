@@ -1,19 +1,18 @@
 """The report is one site that needs nothing else: links, formulas, tables and search, on a desk and on a phone."""
 
 import base64
-import io
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat import v4
-from PIL import Image
 
 from tests import imports, sites
-from tests.conftest import ul
+from tests.conftest import picture, ul
 from ul import nb, pages, report
 from ul.config import InputError
 
@@ -33,17 +32,12 @@ FORMULA = r"""with $a^2$ and
 $$\frac{\text{a long numerator}}{b}$$
 
 [the csv](../tables/deep/one.csv), [four](04_sal-b.ipynb#part)"""
+WIDE = picture(np.full((90, 900, 3), 128, np.uint8))
 TABLE = "\n|".join(["| zebra |" + " column |" * 30, "---|" * 31, " 1.25 |" * 31]) + "\n"
 
 
-def picture() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (900, 90), "navy").save(buffer, "png")
-    return buffer.getvalue()
-
-
 def notebook(title: str, text: str = ""):
-    image = v4.new_output("display_data", {"image/png": base64.b64encode(picture()).decode()})
+    image = v4.new_output("display_data", {"image/png": base64.b64encode(WIDE).decode()})
     wide = "<table class='dataframe'><tr>" + "<td>quantity</td>" * 40 + "</tr></table>"
     outputs = [image, v4.new_output("display_data", {"text/html": wide}), v4.new_output("stream", text="a " * 400)]
     parameters = v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]})
@@ -65,7 +59,7 @@ def planted(root: Path) -> Path:
         nbformat.write(made, results / "notebooks" / f"{name}.ipynb")
     for suffix, text in {"md": TABLE, "csv": "zebra\n1\n", "tex": "zebra"}.items():
         (results / "tables" / "deep" / f"one.{suffix}").write_text(text)
-    (results / "figures" / "x.png").write_bytes(picture())
+    (results / "figures" / "x.png").write_bytes(WIDE)
     (results / "figures" / "x.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (root / "toyreport" / "__init__.py").write_text('"""A package."""\n')
     function = '"""A module: plain text."""\n\n\ndef f(a_b: int = 1) -> int:\n    """|x_| * `a_b`s * 2_."""\n'

@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 
-from tests import dag, imports
+from tests import dag, imports, licences
 from ul import axes, grid, models, poisons, published
 
 ROOT = imports.ROOT
@@ -49,21 +49,10 @@ ROWS = [
 ]
 ROW = {name: i for i, row in enumerate(ROWS) for name in row}
 TOP = {
-    *(
-        "notebooks",
-        "ul",
-        "data",
-        "data.dvc",
-        "dvc.yaml",
-        "dvc.lock",
-        "tests",
-        "environment.yml",
-        "README.md",
-        "LICENSE",
-    ),
-    *("CITATION.cff", "pyproject.toml", "requirements.lock", "Makefile", "params.yaml", "profiles", "results"),
-    *("LICENSE", "build", "logs"),
-}
+    "notebooks", "ul", "data", "data.dvc", "dvc.yaml", "dvc.lock", "tests", "environment.yml", "README.md", "LICENSE",
+    "CITATION.cff", "pyproject.toml", "requirements.lock", "Makefile", "params.yaml", "profiles", "results", "build",
+    "logs",
+}  # fmt: skip
 
 
 def load_yaml(path: Path):
@@ -205,18 +194,13 @@ def test_profiles_name_only_parameters_that_notebooks_know(path):
         assert study["uses"] == poisons_of if poisons_of else (ROOT / study["uses"]).is_file(), name
 
 
-def pins() -> dict[str, str]:
-    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and line[0] not in "#-"]
-    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in (line.split("==") for line in lines)}
-
-
 def test_lock_satisfies_pyproject_and_environment_installs_it():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [project["dependencies"], *project["optional-dependencies"].values()]
+    pins = {licences.normal(name): version for name, version in licences.pins().items()}
     for requirement in map(Requirement, chain.from_iterable(wanted)):
-        version = pins()[re.sub(r"[-_.]+", "-", requirement.name).lower()]
-        assert requirement.specifier.contains(version), requirement
-    assert pins()["torch"] == "2.13.0"
+        assert requirement.specifier.contains(pins[licences.normal(requirement.name)]), requirement
+    assert pins["torch"] == "2.13.0"
     environment = load_yaml(ROOT / "environment.yml")["dependencies"]
     assert environment[-1]["pip"] == ["-r requirements.lock", "-e ."]
     assert project["requires-python"].startswith(">=3.11.5,") and "python=3.11" in environment

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from . import nb
 from .config import InputError, located
+from .parameters import DATA
 
 Action = Callable[[argparse.Namespace], None]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -76,7 +77,7 @@ def _compare(args: argparse.Namespace) -> None:
 
     if found := tables.differences(args.a, args.b):
         raise InputError(f"{len(found)} differences beyond tolerance: " + "; ".join(found))
-    print(f"{args.a} and {args.b} agree within {tables.TOLERANCES}")
+    print(f"tables/ud_by_data.csv of {args.a} and {args.b} agree within {tables.TOLERANCES}")
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -132,7 +133,7 @@ def _notebook_command(commands: Commands, name: str, action: Action, text: str) 
 
 def parser() -> argparse.ArgumentParser:
     """The only argument parser of the project."""
-    names = ("cifar10", "cifar100", "folder", "mnist", "rooms", "taskonomy", "taskonomy_medium")
+    names = tuple(sorted(DATA))
     top = argparse.ArgumentParser(prog="python -m ul", description="Tools beside the notebooks.")
     commands = top.add_subparsers(required=True, metavar="command")
     _data_command(commands, "fetch", _fetch, ("cifar10", "cifar100", "mnist"), "download an official archive")
@@ -140,7 +141,8 @@ def parser() -> argparse.ArgumentParser:
     _data_command(commands, "verify", _verify, names, "read every file of a data set and check it")
     _data_command(commands, "info", _info, names, "what a data set holds")
     _check_command(commands, names)
-    compare = commands.add_parser("compare", help="do the tables of two result folders agree within tolerances?")
+    text = "do the means in tables/ud_by_data.csv of two result folders agree within tolerances? Nothing else is read"
+    compare = commands.add_parser("compare", help=text, description=text)
     compare.add_argument("a", metavar="A", help="results/<profile>")
     compare.add_argument("b", metavar="B", help="the same folder from another machine")
     compare.set_defaults(action=_compare)

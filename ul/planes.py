@@ -36,7 +36,7 @@ class View:
         )
 
 
-def objectives(method: str, given: Mapping[str, Sets], cell: Cell, images: int) -> dict[str, data.Split]:
+def objectives(method: str, given: Mapping[str, Sets], images: int) -> dict[str, data.Split]:
     """The same training images, unpoisoned and poisoned, that losses are taken over."""
     parts = {"clean images": given[CLEAN].own, f"{method} images": given[method].own}
     return {name: benchmark.sal_subset(split, images) for name, split in parts.items()}
@@ -59,7 +59,7 @@ def _surfaces(
     where = [torch.from_numpy(values).float() for values in (xs, ys)]
     return {
         name: landscape.surface(model, split, plane, *where, target=cell.run.target).numpy()
-        for name, split in objectives(method, given, cell, images).items()
+        for name, split in objectives(method, given, images).items()
     }
 
 
@@ -84,7 +84,7 @@ def between(
     start, end = clean.path.weights[-1], own.path.weights[-1]
     line = Plane(start, torch.stack([end - start, torch.zeros_like(start)]))
     at, nowhere = torch.from_numpy(np.asarray(shares)).float(), torch.zeros(1)
-    splits = dict(zip(("clean", "own"), objectives(own.method, given, cell, images).values(), strict=True))
+    splits = dict(zip(("clean", "own"), objectives(own.method, given, images).values(), strict=True))
     found = {
         name: landscape.surface(model, split, line, at, nowhere, target=cell.run.target)[0].numpy()
         for name, split in splits.items()
