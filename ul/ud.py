@@ -125,7 +125,7 @@ def floor(
     """
     kept = _checked(clean, "clean run")[window]
     _, base = _base(kept, weights=weights, beta=beta, rule=rule)
-    return float(0.5 * (1.0 if weights is None else np.mean(weights)) / base)
+    return float(0.5 * (1.0 if weights is None else np.mean(np.asarray(weights, dtype=float))) / base)
 
 
 def _base(clean: np.ndarray, *, weights: ArrayLike | None, beta: float | None, rule: str) -> tuple[float, float]:
