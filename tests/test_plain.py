@@ -100,6 +100,12 @@ def test_own_images_stand_among_those_of_the_same_block(tmp_path):
     assert alone["method"].tolist() == ["own", "clean"] and plain.remark(alone, None) == ""
 
 
+def test_a_share_just_below_0_is_0():
+    row = {"question": "depth", "verdict": "not protected", "share": -0.002, "share_low": -0.01, "share_high": 0.004}
+    told = list(plain.sentences(pd.DataFrame([row | {"n": 3}])))
+    assert told == ["depth: NOT PROTECTED (0% [-1%, 0%] of what clean images teach is gone, n=3)"]
+
+
 def test_a_table_of_another_setting_is_remarked_on(tmp_path):
     columns = {"n": 3, "ud_layers": 1.0, "ud_layers_low": np.nan, "ud_layers_high": np.nan}
     summary = frame(own=[0.3]).assign(**columns)

@@ -64,8 +64,9 @@ def sentences(answers: pd.DataFrame) -> Iterator[str]:
         if math.isnan(row.share):
             yield f"{row.question}: NOT TESTED (networks do not learn it from clean images either)"
             continue
-        span = "" if row.n < 2 else f" [{row.share_low:.0%}, {row.share_high:.0%}]"
-        gone = f"{row.share:.0%}{span} of what clean images teach is gone, n={row.n}"
+        share, low, high = (f"{stats.fixed(100 * v, 0)}%" for v in (row.share, row.share_low, row.share_high))
+        span = "" if row.n < 2 else f" [{low}, {high}]"
+        gone = f"{share}{span} of what clean images teach is gone, n={row.n}"
         yield f"{row.question}: {row.verdict.upper()} ({gone})"
 
 
