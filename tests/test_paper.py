@@ -13,13 +13,14 @@ from ruamel.yaml import YAML
 
 from tests.conftest import real_views
 from tests.test_pipeline import cloned, dvc
+from ul import cross_task
 from ul.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED
 
 PAPER = "profiles/paper/dvc.yaml"
 pytestmark = pytest.mark.long  # a quarter of an hour: ResNet-18 and -50 with SAL on two cores
 YAML_ = YAML(typ="safe", pure=True)
 KEPT = ("noise", "lsp", "ops")  # of the methods; a plain setting needs three for its ranks
-LACKING = ("normal",)  # the real views that have depth come without it
+LACKING = ("normal", "reshading")  # the real views that have depth come without normals, of which shading is made
 LIMITS = {"cifar10": 200, "cifar100": 100, "taskonomy": 12, "mnist": 64}
 FEW = {"epochs": 1, "seeds": 1, "probe_epochs": 1, "sal_images": 2, "victims": 1}
 
@@ -47,12 +48,14 @@ def tiny(params: dict) -> dict:
             row["with"] |= {"method": "lsp", "others": others}
     for row in params["cross_tasks"].values():
         few = smaller(row["with"], seeds=2, batch_size=8) | {"limit": LIMITS[row["with"]["dataset"]]}
-        row["with"] = few | {"tasks": [task for task in few.get("tasks", []) if task not in LACKING]}
+        names = few.get("tasks") or cross_task.USUAL.get(few["dataset"], cross_task.DERIVED)
+        row["with"] = few | {"tasks": [task for task in names if task not in LACKING]}
     for row in params["convergences"].values():
-        row["with"] = smaller(row["with"], seeds=3, flat_seeds=1) | {"grid": 3, "looked": 2, "surface_images": 8}
-    study = smaller(params["validation"]["with"], seeds=1)
+        few = smaller(row["with"], epochs=2, seeds=3, flat_seeds=1)
+        row["with"] = few | {"grid": 3, "looked": 2, "surface_images": 8}
+    study = smaller(params["validation"]["with"], seeds=1, sal_images=4)
     study |= {"departed": ["late_projection"], "draws": 2, "shares": [0, 1], "label_noises": [0, 1], "levels": [8, 16]}
-    params["validation"]["with"] = study | {"epsilons": [0.2], "limit": 40, "architecture": "resnet8"}
+    params["validation"]["with"] = study | {"epsilons": [0.2], "architecture": "resnet8"}
     own = smaller(params["my_poison"]["with"], seeds=2, task_epochs=1)
     params["my_poison"]["with"] = own | {"encoder": "resnet8", "architecture": "resnet8", "defenses": ["jpeg"]}
     return params
