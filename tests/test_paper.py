@@ -53,7 +53,7 @@ def tiny(params: dict) -> dict:
     for row in params["convergences"].values():
         few = smaller(row["with"], epochs=2, seeds=3, flat_seeds=1)
         row["with"] = few | {"grid": 3, "looked": 2, "surface_images": 8}
-    study = smaller(params["validation"]["with"], seeds=1, sal_images=4)
+    study = smaller(params["validation"]["with"], seeds=1, sal_images=40)  # a full batch of the public code
     study |= {"departed": ["late_projection"], "draws": 2, "shares": [0, 1], "label_noises": [0, 1], "levels": [8, 16]}
     params["validation"]["with"] = study | {"epsilons": [0.2], "architecture": "resnet8"}
     own = smaller(params["my_poison"]["with"], seeds=2, task_epochs=1)
