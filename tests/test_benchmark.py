@@ -50,6 +50,13 @@ def test_noisy_labels_are_wrong_and_spread_over_the_others(share):
         assert len(counts) == 12 and counts.min() > 260
 
 
+def test_labels_of_one_class_have_no_wrong_ones():
+    split = toy(10, classes=1)
+    assert benchmark.relabelled(split, "label", 0.0) is split
+    with pytest.raises(InputError, match=r"label_noise is 0\.5, but all labels are of one class; take more images"):
+        benchmark.relabelled(split, "label", 0.5)
+
+
 @pytest.mark.parametrize("name, value", [("share", 1.5), ("share", -0.1), ("label_noise", 2.0)])
 def test_shares_outside_0_to_1_are_refused(name, value):
     cell = benchmark.cells(SETTINGS | {name: value})[0]

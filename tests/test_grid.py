@@ -244,3 +244,8 @@ def test_a_killed_worker_loses_no_finished_cell(backend, package, tmp_path):
     else:
         assert process.returncode == 0, errors[-2000:]
     completes(tmp_path / "kept")
+
+
+def test_progress_names_every_defense():
+    chosen = [replace(benchmark.cells(SETTINGS)[0], defense=name) for name in ("none", "jpeg", "none")]
+    assert grid._label(chosen) == "rooms resnet8 none/jpeg"

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 
 from ul import models, processes
 
@@ -39,3 +40,12 @@ def test_a_gpu_is_not_shared(monkeypatch):
     assert processes.how_many(9, 4) == 4 and processes.how_many(2, 4) == 2
     monkeypatch.setattr(models, "device", lambda: type("Device", (), {"type": "cuda"}))
     assert processes.how_many(9, 4) == 1
+
+
+@pytest.mark.parametrize("poison", [None, "/home/somebody/mine.npz"])
+def test_a_description_names_no_place_of_this_machine(poison):
+    settings = {"dataset": "rooms", "root": "/home/somebody/data", "poison": poison}
+    found = processes.described(settings, {"train": "ab"}, torch.device("cpu"))
+    assert found["config"] == {"dataset": "rooms", "poison": poison is not None} and found["data"] == {"train": "ab"}
+    assert found["machine"] == {"device": "cpu", "threads": 1} and found["versions"]["torch"] == torch.__version__
+    assert settings["poison"] == poison and "somebody" not in str(found)

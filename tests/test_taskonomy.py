@@ -289,6 +289,11 @@ def test_resizing_never_looks_into_holes():
     assert small[0, 0].tolist() == [[2.0, 0.0], [5.0, 0.0]]
 
 
+def test_depth_is_not_resized_without_its_mask():
+    with pytest.raises(InputError, match="depth_zbuffer cannot be resized without its holes; give mask_valid"):
+        taskonomy.resize({"depth_zbuffer": torch.ones(1, 1, 4, 4)}, 2)
+
+
 @pytest.mark.parametrize("shape", [(1000,), (1, 1000)])
 @pytest.mark.parametrize(("best", "label"), [(401, 0), (453, 8), (999, 99)])
 def test_object_labels_are_places_among_the_kept_classes(tmp_path, shape, best, label):

@@ -233,6 +233,14 @@ def taskonomy_views(root, classes, holes=False):
         plant(root / "taskonomy", (building, place, 0), arrays)
 
 
+def test_tasks_made_of_what_is_not_stored_are_not_offered(tmp_path):
+    """Shading is made of depth and normals."""
+    plant(tmp_path / "taskonomy", ("hanson", 0, 0), {n: a for n, a in view_arrays(0).items() if n != "normal"})
+    with pytest.raises(InputError, match=r"taskonomy has no normal; name tasks among .*depth_euclidean") as found:
+        labels.load("taskonomy", ["normal"], root=str(tmp_path), size=None, limit=None)
+    assert "keypoints2d" in str(found.value) and "reshading" not in str(found.value)
+
+
 def test_depth_without_a_valid_pixel(tmp_path):
     taskonomy_views(tmp_path, [("hanson", 43), ("ihlen", 43)], holes=True)
     with pytest.raises(InputError, match=r"0\.0% of depth_euclidean's pixels are valid; fetch it again"):

@@ -272,42 +272,6 @@ def test_a_defense_changes_at_its_share_of_the_training():
     assert seen == ["early", "early", "late", "late"]
 
 
-def test_a_sharpness_aware_step_by_hand():
-    """SAM: the step's gradient is the one a radius further up the hill; the weights it starts from are those before."""
-    split, rho, rate = toy(12), 0.5, 0.3
-    model = models.make("linear", channels=1, classes=4, size=16, seed=0)
-    x = (perturb.to_float(split.images).flatten(1) - 0.5) * 4
-    truth = torch.eye(4)[split.targets["label"]]
-
-    def slopes(w, b):
-        error = (torch.softmax(x @ w.T + b, 1) - truth) / 12
-        return error.T @ x, error.sum(0)
-
-    w, b = model.fc.weight.detach().clone(), model.fc.bias.detach().clone()
-    gw, gb = slopes(w, b)
-    norm = (gw.square().sum() + gb.square().sum()).sqrt()
-    gw, gb = slopes(w + rho * gw / norm, b + rho * gb / norm)
-    recipe = train.Recipe(epochs=1, batch_size=12, sam=rho)
-    optimizer, schedule = torch.optim.SGD(model.parameters(), rate), train._optimizer(model, recipe, steps=1)[1]
-    train._epoch(
-        model, split.images, split.targets["label"], recipe, False, defenses.make("none").batch, optimizer, schedule,
-        Generator().manual_seed(0),
-    )  # fmt: skip
-    torch.testing.assert_close(model.fc.weight.detach(), w - rate * gw, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(model.fc.bias.detach(), b - rate * gb, atol=1e-6, rtol=1e-5)
-
-
-def test_sharpness_aware_steps_move_batch_statistics_once():
-    split = toy(32)
-    states = []
-    for sam in (0.0, 0.1):
-        model = models.make("resnet8", channels=split.images.shape[1], classes=4, size=16, seed=0)
-        recipe = train.Recipe(epochs=1, batch_size=32, lr=0.0, warmup=1.0, sam=sam)
-        train.fit(model, split, None, recipe=recipe, defense=defenses.make("none"), seed=0, device="cpu")
-        states.append(dict(model.named_buffers()))
-    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0] if "running" in k)
-
-
 @pytest.mark.parametrize("name", ["resnet8", "senet8", "resnet18", "resnet50", "senet18"])
 def test_no_convolution_of_one_pixel_has_a_stride(name):
     """Its gradient would write past a buffer on CPUs (oneDNN issue 6035); what stands for it computes the same."""

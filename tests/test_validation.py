@@ -1,6 +1,7 @@
 """Curves along a known truth and steadiness of rankings, on planted records."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -31,6 +32,18 @@ def run(method, seed, counts, accuracy=0.5, also=None, **config):
     config = {"method": method, "seed": seed, "share": 1.0, "label_noise": 0.0, "eps": 8 / 255} | config
     other = {"also": {name: {"sal": probe(c)} for name, c in also.items()}} if also else {}
     return {"config": config, "history": {"test_accuracy": [0.0, accuracy]}, "sal": probe(counts)} | other
+
+
+def test_ways_change_one_setting_at_a_time():
+    base = Sal(images=40)
+    for name, way in validation.ways(base, [0.05, 0.1], [10, 40, 160]).items():
+        changed = {k for k in asdict(base) if getattr(way, k) != getattr(base, k)}
+        assert len(changed) == 1, name
+
+
+def test_ways_on_no_image_are_refused():
+    with pytest.raises(InputError, match="images to probe on is 0; it must be at least 1"):
+        validation.ways(Sal(images=2), [0.05], [0, 8])
 
 
 def test_departures_are_the_named_ones_and_all_together():

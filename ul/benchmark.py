@@ -10,8 +10,8 @@ from typing import Any, cast
 import pandas as pd
 import torch
 
-from . import data, defenses, models, perturb, poisons, public, records, sal, train
-from .config import Record, at_least, choose, probe_epochs, within
+from . import data, defenses, models, perturb, poisons, processes, public, records, sal, train
+from .config import InputError, Record, at_least, choose, probe_epochs, within
 
 CLEAN = "clean"
 SAL_BATCH = {"cpu": 64, "cuda": 512}  # 64 images of 32x32 stay in a core's cache: a fifth faster than 128
@@ -132,10 +132,17 @@ def mixed(clean: data.Split, poison: data.Split, share: float) -> data.Split:
 
 
 def relabelled(split: data.Split, target: str, share: float) -> data.Split:
-    """This share (0..1) of the labels drawn anew, uniformly from the other classes."""
+    """This share (0..1) of the labels drawn anew, uniformly from the other classes.
+
+    Raises InputError if there are no others.
+    """
     chosen = _first(len(split), within(share, "label_noise"), seed=2)
+    if not len(chosen):
+        return split
     labels = split.targets[target].clone()
     classes = int(labels.max()) + 1
+    if classes == 1:
+        raise InputError(f"label_noise is {share}, but all labels are of one class; take more images or no label noise")
     shift = torch.randint(1, classes, (len(split),), generator=torch.Generator().manual_seed(3))
     labels[chosen] = (labels[chosen] + shift[chosen]) % classes
     return replace(split, targets=split.targets | {target: labels})
@@ -230,12 +237,8 @@ def sal_subset(split: data.Split, count: int, *, draw: int = 0) -> data.Split:
 
 
 def _configuration(cell: Cell, images: data.Split, test: data.Split, where: torch.device) -> Record:
-    settings = asdict(cell)
-    settings["poison"] = cell.poison is not None
-    del settings["root"]
     contents = {"train": images.digest(), "test": test.digest(), "train_images": len(images), "test_images": len(test)}
-    machine = {"device": where.type, "threads": 1 if where.type == "cpu" else torch.get_num_threads()}
-    return {"config": settings, "data": contents, "machine": machine, "versions": records.versions()}
+    return processes.described(asdict(cell), contents, where)
 
 
 def clean_twin(chosen: list[Cell]) -> list[Cell]:

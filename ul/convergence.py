@@ -166,19 +166,14 @@ def follow(cell: Cell, given: Sets, keep: np.ndarray | None = None) -> Run:
             row |= {"train_loss": history.train_loss[at - 1], "train_accuracy": history.train_accuracy[at - 1]}
     held = "" if keep is None else ", part held"
     records.note(f"path {run.dataset} {run.method} seed {run.seed}: {steps} steps{held}")
-    settings = asdict(run) | {
-        "start": cell.start,
-        "features": cell.features,
-        "points": cell.points,
-        "drawn": cell.share,
-    }
-    settings["poison"] = run.poison is not None
-    del settings["root"]
-    contents = {"train": own.digest(), "test": given.test.digest(), "train_images": len(own)}
-    machine = {"device": where.type, "threads": 1 if where.type == "cpu" else torch.get_num_threads()}
-    record = {"config": settings, "data": contents, "machine": machine, "versions": records.versions()}
-    record = records.rounded(record | {"epochs": look.rows})
+    record = records.rounded(_configuration(cell, own, given.test, where) | {"epochs": look.rows})
     return Run(record, path, look.rows[-1]["test_accuracy"])
+
+
+def _configuration(cell: Cell, own: data.Split, test: data.Split, where: torch.device) -> Record:
+    more = {"start": cell.start, "features": cell.features, "points": cell.points, "drawn": cell.share}
+    contents = {"train": own.digest(), "test": test.digest(), "train_images": len(own)}
+    return processes.described(asdict(cell.run) | more, contents, where)
 
 
 def drawn(cell: Cell, split: data.Split) -> data.Split:

@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from . import stats, tasks
+from . import claims, stats, tasks
 from .figures import colour, show
 from .labels import Labelled
 
@@ -75,7 +75,7 @@ def shares(ax: Axes, table: pd.DataFrame, names: Sequence[str]) -> Axes:
         ax.errorbar(
             places, part["protection"], yerr=spans, fmt="o", color=colour(method), label=method, capsize=2, markersize=4
         )
-    for bound in (0.2, 0.5):
+    for bound in (claims.LEFT, claims.TAKEN):
         ax.axhline(bound, color="#bbbbbb", linewidth=0.8, linestyle=":", zorder=0)
     ax.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
     ax.set(xticks=range(len(names)), ylim=LIMITS, xlim=(-0.5, len(names) - 0.5))

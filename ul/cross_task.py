@@ -66,15 +66,7 @@ def cells(config: Mapping[str, Any]) -> list[Cell]:
     Raises InputError.
     """
     source = data.SOURCES[choose(config["dataset"], data.SOURCES, "data set")]
-    if not config["methods"] and not config["poison"]:
-        raise InputError("methods is empty; name a poison to compare with clean images, or give a poison of your own")
-    for method in _distinct(config["methods"], "methods"):
-        choose(method, poisons.NAMES, "method")
-    choose(config["encoder"], encoders.NAMES, "encoder")
-    _usable(config["weighting"], config["encoder"])
-    _positive(config["lr"], "lr")
-    for name in ("seeds", "batch_size", "sal_images"):
-        at_least(config[name], 1, name)
+    _check(config)
     strength = poisons.strength(source.eps if config["eps"] is None else config["eps"])
     recipe = Recipe(**{name: config[name] for name in ("epochs", "batch_size", "lr", "weighting")})
     target = config["target"] or source.target
@@ -90,13 +82,25 @@ def cells(config: Mapping[str, Any]) -> list[Cell]:
     )  # fmt: skip
     if unknown := set(first.single) - set(first.tasks):
         raise InputError(f"single names {sorted(unknown)[0]}, which is not among the tasks; add it there")
-    found = [first]
+    folder, found = config["poisons"], [first]
     for method in config["methods"]:
-        folder = config["poisons"]
         found.append(replace(first, method=method, poison=folder and f"{folder}/{first.dataset}-{method}.npz"))
     if config["poison"]:
         found.append(replace(first, method=OWN, poison=config["poison"]))
     return [replace(cell, seed=seed) for cell in found for seed in range(config["seeds"])]
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    """Raise InputError unless there is a poison to compare with, and names and numbers can be used."""
+    if not config["methods"] and not config["poison"]:
+        raise InputError("methods is empty; name a poison to compare with clean images, or give a poison of your own")
+    for method in _distinct(config["methods"], "methods"):
+        choose(method, poisons.NAMES, "method")
+    choose(config["encoder"], encoders.NAMES, "encoder")
+    _usable(config["weighting"], config["encoder"])
+    _positive(config["lr"], "lr")
+    for name in ("seeds", "batch_size", "sal_images"):
+        at_least(config[name], 1, name)
 
 
 def variants(config: Mapping[str, Any]) -> list[Cell]:
@@ -245,16 +249,10 @@ def _transferred(cell: Cell, model: MultiTask, sets: Sets) -> dict[str, float]:
 
 
 def _configuration(cell: Cell, sets: Sets) -> Record:
-    settings = asdict(cell)
-    settings["poison"] = cell.poison is not None
-    del settings["root"]
-    where = models.device()
     contents: Record = {"train": sets.own.split.digest(), "test": sets.test.split.digest()}
     contents |= {"train_images": len(sets.own), "test_images": len(sets.test)}
-    machine = {"device": where.type, "threads": 1 if where.type == "cpu" else torch.get_num_threads()}
     uninformed = multitask.uninformed(cell.tasks, sets.train, sets.test)
-    return {"config": settings, "data": contents, "machine": machine, "versions": records.versions(),
-            "uninformed": uninformed}  # fmt: skip
+    return processes.described(asdict(cell), contents, models.device()) | {"uninformed": uninformed}
 
 
 def run_all(chosen: Sequence[Cell], *, jobs: int | None = None, views: int = 0) -> list[Record]:

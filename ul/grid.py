@@ -221,13 +221,8 @@ def run_all(
     own = None if store or at_end or address else Path(mkdtemp(prefix="ul-runs-"))
     store = own if store is None else Path(store)
     tasks = _tasks(chosen, images, store, {"also": dict(also), "at_end": at_end})
-    label = f"{chosen[0].dataset} {chosen[0].architecture} {chosen[0].defense}"
     try:
-        if backend == HERE:
-            found = processes.each(_finish, tasks, label, total=len(chosen), jobs=jobs)
-        else:
-            place = CLUSTERS[backend](processes.how_many(len(chosen), jobs), address)
-            found = _on_cluster(tasks, place, label, len(chosen))
+        found = _carried_out(tasks, _label(chosen), len(chosen), jobs, backend, address)
     except Exception as error:
         if type(error).__name__ not in LOST:
             raise
@@ -238,6 +233,20 @@ def run_all(
     if own is not None:
         shutil.rmtree(own)
     return cast(list[Record], found)
+
+
+def _carried_out(
+    tasks: Iterator[tuple[Any, ...]], label: str, total: int, jobs: int | None, backend: str, address: str | None
+) -> list[Record | Failure]:
+    if backend == HERE:
+        return processes.each(_finish, tasks, label, total=total, jobs=jobs)
+    return _on_cluster(tasks, CLUSTERS[backend](processes.how_many(total, jobs), address), label, total)
+
+
+def _label(chosen: Sequence[Cell]) -> str:
+    """What stands before the progress: data set, architecture and defenses of the runs."""
+    named = ["/".join(dict.fromkeys(getattr(c, n) for c in chosen)) for n in ("dataset", "architecture", "defense")]
+    return " ".join(named)
 
 
 def _where(store: Path | None) -> str:

@@ -87,7 +87,8 @@ def read(
         [target or source.target, *(n for n in names if n not in new and n != "autoencoding"), *needed]
     )
     if unknown := [n for n in wanted if n not in stored]:
-        able = sorted({n for n in stored if n in tasks.NAMES} | set(derived.LABELS) | {"autoencoding"})
+        made = {n for n, row in derived.LABELS.items() if {*row.needs} <= {*stored}}
+        able = sorted({n for n in stored if n in tasks.NAMES} | made | {"autoencoding"})
         raise InputError(f"{dataset} has no {unknown[0]}; name tasks among {', '.join(able)}")
     if not new:  # views are made small one by one, not all at once
         split = data.load(dataset, part, root=root, limit=limit, targets=tuple(wanted), size=size)

@@ -1,5 +1,6 @@
 """One network for several tasks, or one for each: a shared encoder with a light head a task, trained and scored."""
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -108,12 +109,16 @@ def fit(
             losses = step(model, x, y, units, joint, optimizer)
             schedule.step()
             total += sum(loss.item() for loss in losses.values()) / len(losses) * len(index)
-        history.append(total / len(data))
-        if not torch.isfinite(torch.tensor(history[-1])):
-            raise InputError(f"{data.split.name}: loss is {history[-1]} in epoch {epoch}; lower lr (now {recipe.lr})")
+        history.append(_finite(total / len(data), data.split.name, epoch, recipe.lr))
         if on_epoch:
             on_epoch(epoch, model)
     return history
+
+
+def _finite(loss: float, name: str, epoch: int, lr: float) -> float:
+    if not math.isfinite(loss):
+        raise InputError(f"{name}: loss is {loss} in epoch {epoch}; lower lr (now {lr})")
+    return loss
 
 
 def _units(data: Labelled, names: Sequence[str], recipe: Recipe) -> dict[str, float]:

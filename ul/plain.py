@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from . import stats, tables
+from .claims import LEFT, TAKEN
 from .config import InputError, located
 from .stats import Interval
 
-TAKEN, LEFT = 0.5, 0.2  # shares of what clean images teach; the bounds of claim C1
 MEND = "run `dvc repro`, or give None"
 COLUMNS = ["question", "verdict", "share", "share_low", "share_high", "n"]
 

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable, Sized
 from typing import Any, TypeVar, cast
 
 import joblib
+import torch
 from joblib.externals.loky import get_reusable_executor
 
 from . import models, records
+from .config import Record
 
 T = TypeVar("T")
 
@@ -15,6 +17,18 @@ T = TypeVar("T")
 def how_many(total: int, jobs: int | None = None) -> int:
     """`jobs` (default: one a core), but no more than pieces of work; one on a GPU, which they would share."""
     return 1 if models.device().type == "cuda" else min(jobs or os.cpu_count() or 1, total)
+
+
+def described(settings: dict[str, Any], contents: dict[str, Any], where: torch.device) -> Record:
+    """What a record says of how a run was made: config, data, machine, versions.
+
+    settings: as a dict, with `root` and `poison`; of places on this machine only stays whether a file of poisoned
+    images was given. contents: digests and numbers of the images.
+    """
+    config = {name: value for name, value in settings.items() if name != "root"}
+    config["poison"] = settings["poison"] is not None
+    machine = {"device": where.type, "threads": 1 if where.type == "cpu" else torch.get_num_threads()}
+    return {"config": config, "data": contents, "machine": machine, "versions": records.versions()}
 
 
 def each(

@@ -238,12 +238,15 @@ def _label(path: Path, domain: str, kept: Kept) -> int:
 def resize(targets: dict[str, Tensor], size: int) -> dict[str, Tensor]:
     """Dense tensors [n,c,h,w] at size x size: area means (depth: over valid pixels), nearest for ids; others as given.
 
-    A mask stays true where any valid pixel falls into the cell, so depth never mixes with holes.
+    A mask stays true where any valid pixel falls into the cell, so depth never mixes with holes. Raises InputError for
+    depth without `mask_valid` beside it.
     """
     mask = targets.get("mask_valid")
     out = {}
     for name, value in targets.items():
         how = "nearest" if name not in DOMAINS else DOMAINS[name].resize
+        if how == "masked" and mask is None:
+            raise InputError(f"{name} cannot be resized without its holes; give mask_valid bool[n,1,h,w] beside it")
         out[name] = value if value.ndim != 4 or name == "mask_valid" else RESIZE[how](value, mask, size)
     if mask is not None:
         out["mask_valid"] = F.interpolate(mask.float(), (size, size), mode="area") > 0

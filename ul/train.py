@@ -149,7 +149,7 @@ def _sharpest(model: nn.Module, x: Tensor, y: Tensor, optimizer: Optimizer, radi
 
     Batch statistics move in the first pass only.
     """
-    weights = list(model.parameters())
+    weights = [p for p in model.parameters() if p.grad is not None]
     norm = torch.stack([cast(Tensor, p.grad).norm() for p in weights]).norm().clamp_min(1e-12)
     ahead = [p.grad * (radius / norm) for p in weights]
     momenta = {m: m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)}

@@ -13,7 +13,7 @@ from scipy import stats as scipy_stats
 
 from . import benchmark, data, graph, metrics, sal, scores, stats, tables, ud
 from .benchmark import CLEAN, Cell, Sal
-from .config import InputError, Record, choose
+from .config import InputError, Record, at_least, choose
 from .public import DEPARTURES
 
 AXES = ("share", "label_noise", "eps")  # of a cell: what a ground truth varies
@@ -43,7 +43,8 @@ def methods_of(cell: Cell, methods: Sequence[str], seeds: int, folder: str | Non
 def ways(base: Sal, epsilons: Sequence[float], images: Sequence[int]) -> dict[str, Sal]:
     """`base` with one setting changed at a time; the public code's departures are among them."""
     found = {f"ε = {e:g}": replace(base, epsilon=e) for e in epsilons if e != base.epsilon}
-    found |= {f"{n} images": replace(base, images=n) for n in images if n != base.images}
+    counts = [at_least(n, 1, "images to probe on") for n in images]
+    found |= {f"{n} images": replace(base, images=n) for n in counts if n != base.images}
     found |= {f"{n} steps": replace(base, steps=n) for n in (1, 3)}
     found |= {f"estimator {name}": replace(base, estimator=name) for name in ("gradient", "taylor")}
     found |= {"norm linf": replace(base, norm="linf"), "other images": replace(base, draw=1)}

@@ -32,10 +32,10 @@ class Perceptron(nn.Module):
 class Block(nn.Module):
     """Attention, then a perceptron, each normalised before and added to its input."""
 
-    def __init__(self, width: int, heads: int, mlp: nn.Module | None = None) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention, self.mlp = Attention(width, heads), mlp or Perceptron(width, 4 * width)
+        self.attention, self.mlp = Attention(width, heads), Perceptron(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))

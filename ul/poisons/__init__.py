@@ -93,9 +93,7 @@ def make(
     choose(recipe, RECIPES, "recipe")
     eps = strength(eps)
     at_least(seed, 0, "seed")
-    classes = [key for key, values in split.targets.items() if values.ndim == 1]
-    wanted = split.targets[choose(target or default_target(split), classes, f"image-level target of {split.name}")]
-    labels = wanted.unique(return_inverse=True)[1]  # classes without an image are left out
+    labels = _labels(split, target)
     if int(labels.max()) + 1 < method.classes:
         raise InputError(f"{name} needs images of at least {method.classes} classes; {split.name} has one")
     settings = _settings(name, recipe, options)
@@ -108,6 +106,13 @@ def make(
     poisoned = replace(split, images=images)
     check(split, poisoned, name, eps)
     return poisoned
+
+
+def _labels(split: Split, target: str | None) -> Tensor:
+    """int64[n], classes counted from 0; those without an image are left out."""
+    classes = [key for key, values in split.targets.items() if values.ndim == 1]
+    wanted = split.targets[choose(target or default_target(split), classes, f"image-level target of {split.name}")]
+    return wanted.unique(return_inverse=True)[1]
 
 
 def strength(eps: float | str) -> float:
