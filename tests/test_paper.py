@@ -17,7 +17,7 @@ from ul import cross_task
 from ul.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED
 
 PAPER = "profiles/paper/dvc.yaml"
-pytestmark = pytest.mark.long  # a quarter of an hour: ResNet-18 and -50 with SAL on two cores
+pytestmark = pytest.mark.long  # an hour or more: ResNet-18 and -50 with SAL on two cores
 YAML_ = YAML(typ="safe", pure=True)
 KEPT = ("noise", "lsp", "ops")  # of the methods; a plain setting needs three for its ranks
 LACKING = ("normal", "reshading")  # the real views that have depth come without normals, of which shading is made
@@ -25,13 +25,13 @@ LIMITS = {"cifar10": 200, "cifar100": 100, "taskonomy": 12, "mnist": 64}
 FEW = {"epochs": 1, "seeds": 1, "probe_epochs": 1, "sal_images": 2, "victims": 1}
 
 
-def smaller(settings: dict, **more) -> dict:
+def smaller(settings: dict, kept: tuple[str, ...] = KEPT, **more) -> dict:
     """The same parameters with few images, epochs, seeds and methods, and reduced recipes."""
     found = settings | {k: v for k, v in (FEW | more).items() if k in settings}
     found |= {k: "cpu" for k in ("recipe",) if k in settings}
     for name in ("methods", "others", "shown", "balance_methods", "flat_methods"):
         if name in settings:
-            found[name] = [m for m in settings[name] if m in KEPT]
+            found[name] = [m for m in settings[name] if m in kept]
     return found | ({"limit": LIMITS[settings["dataset"]]} if "dataset" in settings else {})
 
 
@@ -47,8 +47,8 @@ def tiny(params: dict) -> dict:
             others = [m for m in row["with"]["others"] if m != "lsp"] if plain else []
             row["with"] |= {"method": "lsp", "others": others}
     for row in params["cross_tasks"].values():
-        few = smaller(row["with"], seeds=2, batch_size=8) | {"limit": LIMITS[row["with"]["dataset"]]}
-        few["methods"] = [m for m in few["methods"] if m != "ops"]  # SAL of every task takes minutes a network
+        # SAL of every task takes minutes a network.
+        few = smaller(row["with"], KEPT[:2], seeds=2, batch_size=8) | {"limit": LIMITS[row["with"]["dataset"]]}
         names = few.get("tasks") or cross_task.USUAL.get(few["dataset"], cross_task.DERIVED)
         row["with"] = few | {"tasks": [task for task in names if task not in LACKING]}
     for row in params["convergences"].values():
