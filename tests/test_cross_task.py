@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 
 from tests.conftest import one_hot, plant, real_views, view_arrays
 from tests.imports import ROOT
-from ul import cross_tables, cross_task
+from ul import cross_figures, cross_tables, cross_task, figures
 from ul.config import InputError
 
 CONFIG = {
@@ -122,3 +124,24 @@ def test_the_notebook_on_real_views(shared_data, tmp_path):
     assert found.returncode == 0, found.stderr[-2000:]
     frame = pd.read_csv(tmp_path / "out" / "tables" / "cross_task.csv")
     assert set(frame["task"]) == set(HEADLINE) and set(frame["method"]) == {"clean", "noise", "uninformed"}
+
+
+@pytest.mark.parametrize("methods, tasks", [(3, 2), (8, 5), (17, 10)])
+def test_figures_of_many_methods_and_tasks_stay_on_a_page(methods, tasks):
+    rng, names = np.random.default_rng(0), [f"task {i}" for i in range(tasks)]
+    conditions = ["clean", *list(figures.COLOURS)[1:methods]]
+    table = pd.DataFrame([{"task": "task 0", "other": "task 1", "sal": 0.25}])
+    pictures = {task: dict.fromkeys(["image", "label", *conditions], rng.random((4, 4))) for task in names}
+    with figures.style():
+        pairs = cross_figures.pairs(dict.fromkeys(conditions, table), "sal", names)
+        views = cross_figures.panels(pictures)
+    matrices = [ax for ax in pairs.axes if ax.images and ax.get_title()]
+    assert [ax.get_title() for ax in matrices] == conditions
+    assert all(ax.images[0].get_array()[0, 1] == 0.25 for ax in matrices)
+    assert len(views.axes) == tasks * (methods + 2)
+    for figure in (pairs, views):
+        figure.draw_without_rendering()
+        (wide, high), tight = figure.get_size_inches(), figure.get_tightbbox()
+        assert wide < 14.5 and tight.x0 > -0.1 and tight.y0 > -0.1, "nothing is cut"
+        assert tight.x1 < wide + 0.1 and tight.y1 < high + 0.1, "nothing is cut"
+        plt.close(figure)

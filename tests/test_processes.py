@@ -1,7 +1,10 @@
 """Work in processes: order, how many, what happens when a piece fails."""
 
 import os
+import time
+import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +19,15 @@ def squared(n: int) -> int:
 
 def where(_: int) -> int:
     return os.getpid()
+
+
+def grown(n: int) -> int:
+    HELD.append(np.ones(50_000_000))  # 400 MB more in this worker
+    time.sleep(1.1)  # loky looks once a second
+    return n
+
+
+HELD: list[np.ndarray] = []
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -34,6 +46,13 @@ def test_a_failure_is_raised_as_it_is(jobs):
     with pytest.raises(ValueError, match="a negative one"):
         processes.each(squared, [(1,), (-1,)], "squares", jobs=jobs)
     assert processes.each(squared, [(2,), (3,)], "squares", jobs=jobs) == [4, 9]
+
+
+def test_a_worker_that_is_renewed_for_its_memory_is_no_news():
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert processes.each(grown, [(n,) for n in range(6)], "grown", jobs=2) == list(range(6))
+    assert [str(w.message) for w in seen] == []
 
 
 def test_a_gpu_is_not_shared(monkeypatch):

@@ -28,9 +28,8 @@ def headline(frame: pd.DataFrame, regime: str, names: Sequence[str]) -> Figure:
     """
     part = frame[frame["regime"] == regime]
     methods = [m for m in part["method"].unique() if m not in BANDS]
-    size = (1.75 * len(names) + 0.8, 0.24 * len(methods) + 1.3)
-    figure, axes = plt.subplots(1, len(names), figsize=size, sharey=True, squeeze=False)
-    for ax, task in zip(axes[0], names, strict=True):
+    figure, axes = _rows(len(names), 5, (1.75, 0.24 * len(methods) + 1), labels=(0.8, 0.3))
+    for ax, task in zip(axes.flat, names, strict=False):
         _bands(ax, part, task)
         nothing = frame[(frame["method"] == "uninformed") & (frame["task"] == task)]["value"].mean()
         ax.axvline(nothing, color="#000000", linestyle="--", linewidth=0.8, label="no image seen")
@@ -44,6 +43,20 @@ def headline(frame: pd.DataFrame, regime: str, names: Sequence[str]) -> Figure:
     axes[0, 0].invert_yaxis()
     figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=3, loc="outside upper center")
     return figure
+
+
+def _rows(count: int, most: int, size: tuple[float, float], labels: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """Axes[rows, columns] with one y axis for `count` pictures, at most `most` in a row; what is too many is hidden.
+
+    Inches, width and height: `size` each, and `labels` beside and below them all.
+    """
+    rows = -(-count // most)
+    columns = -(-count // rows)
+    whole = (size[0] * columns + labels[0], size[1] * rows + labels[1])
+    figure, axes = plt.subplots(rows, columns, figsize=whole, sharey=True, squeeze=False)
+    for ax in axes.flat[count:]:
+        ax.set_axis_off()
+    return figure, axes
 
 
 def _interval(part: pd.DataFrame, method: str, task: str) -> stats.Interval:
@@ -84,8 +97,12 @@ def shares(ax: Axes, table: pd.DataFrame, names: Sequence[str]) -> Axes:
 
 
 def panels(rows: Mapping[str, Mapping[str, np.ndarray]], *, cell: float = 0.85) -> Figure:
-    """Pictures [c,h,w] or [h,w] by row and column name, on a common scale within a row of one channel."""
+    """Pictures [c,h,w] or [h,w] by row and column name, on a common scale within a row of one channel.
+
+    cell: inches a picture; less where many stand abreast.
+    """
     columns = list(next(iter(rows.values())))
+    cell = min(cell, 9 / len(columns))
     size = (cell * len(columns) + 1.0, cell * len(rows) + 0.3)
     figure, axes = plt.subplots(len(rows), len(columns), figsize=size, squeeze=False)
     for line, (name, pictures) in zip(axes, rows.items(), strict=True):
@@ -94,22 +111,28 @@ def panels(rows: Mapping[str, Mapping[str, np.ndarray]], *, cell: float = 0.85) 
         for ax, (column, picture) in zip(line, pictures.items(), strict=True):
             show(ax, picture, column if ax in axes[0] else "", **limits)
         line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center")
+    if len(columns) > 10:
+        for ax in axes[0]:
+            ax.title.set_rotation(90)
     return figure
 
 
 def pairs(tables: Mapping[str, pd.DataFrame], column: str, names: Sequence[str]) -> Figure:
-    """A matrix of task pairs for each condition: `column` (sal or gradient) of `cross_tables.alike`."""
+    """A matrix of task pairs for each condition: `column` (sal or gradient) of `cross_tables.alike`.
+
+    Columns have the order of the rows; they are named below the first matrix of the last row only.
+    """
     lowest, colours, words = RANGES[column]
-    figure, axes = plt.subplots(1, len(tables), figsize=(1.5 * len(tables) + 1.4, 2.4), sharey=True, squeeze=False)
-    for ax, (method, table) in zip(axes[0], tables.items(), strict=True):
+    figure, axes = _rows(len(tables), 6, (0.9 + 0.12 * len(names), 0.5 + 0.14 * len(names)), labels=(1.4, 1.2))
+    for ax, (method, table) in zip(axes.flat, tables.items(), strict=False):
         grid = np.eye(len(names))
         for _, row in table.iterrows():
             i, j = names.index(row["task"]), names.index(row["other"])
             grid[i, j] = grid[j, i] = row[column]
         picture = ax.imshow(grid, vmin=lowest, vmax=1, cmap=colours)
         ax.set(title=method, xticks=range(len(names)), yticks=range(len(names)), yticklabels=names)
-        ax.set_xticklabels(names, rotation=90)
-    figure.colorbar(picture, ax=axes, label=words)
+        ax.set_xticklabels(names if ax is axes[-1, 0] else [], rotation=90)
+    figure.colorbar(picture, ax=axes, label=words, aspect=20 * len(axes))
     return figure
 
 

@@ -1,6 +1,7 @@
 """Independent work in processes of this machine."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sized
 from typing import Any, TypeVar, cast
 
@@ -48,7 +49,9 @@ def each(
     if jobs == 1:
         return list(records.progress((function(*given) for given in work), label, total))
     try:
-        with joblib.Parallel(n_jobs=jobs, return_as="generator") as parallel:
+        with warnings.catch_warnings(), joblib.Parallel(n_jobs=jobs, return_as="generator") as parallel:
+            # loky renews a worker whose memory grew by 300 MB, as it does from a small network to a large one
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
             found = parallel(joblib.delayed(function)(*given) for given in work)
             return list(records.progress(found, label, total))
     finally:
