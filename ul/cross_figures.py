@@ -103,7 +103,9 @@ def panels(rows: Mapping[str, Mapping[str, np.ndarray]], *, cell: float = 0.85) 
     """
     columns = list(next(iter(rows.values())))
     cell = min(cell, 9 / len(columns))
-    size = (cell * len(columns) + 1.0, cell * len(rows) + 0.3)
+    upright = len(columns) > 10  # titles that would lie on each other
+    titles = 0.08 * max(map(len, columns)) if upright else 0.3
+    size = (cell * len(columns) + 1.0, cell * len(rows) + titles)
     figure, axes = plt.subplots(len(rows), len(columns), figsize=size, squeeze=False)
     for line, (name, pictures) in zip(axes, rows.items(), strict=True):
         flat = np.concatenate([np.ravel(p) for p in pictures.values() if p.ndim == 2] or cast(Any, [[0, 1]]))
@@ -111,9 +113,8 @@ def panels(rows: Mapping[str, Mapping[str, np.ndarray]], *, cell: float = 0.85) 
         for ax, (column, picture) in zip(line, pictures.items(), strict=True):
             show(ax, picture, column if ax in axes[0] else "", **limits)
         line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center")
-    if len(columns) > 10:
-        for ax in axes[0]:
-            ax.title.set_rotation(90)
+    for ax in axes[0]:
+        ax.title.set_rotation(90 if upright else 0)
     return figure
 
 
