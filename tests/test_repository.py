@@ -18,6 +18,7 @@ ROOT = imports.ROOT
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = [ROOT / "params.yaml", *ROOT.glob("profiles/*/params.yaml")]
+LOCKS = [ROOT / "dvc.lock", *sorted(ROOT.glob("profiles/*/dvc.lock"))]
 POISONS = {path.stem for path in (ROOT / "ul" / "poisons").glob("*.py")} - {"__init__"}
 # Each row imports only rows above it.
 ROWS = [
@@ -232,6 +233,16 @@ def test_executed_copies_are_small_and_name_no_path_of_a_machine(path):
     assert not re.search(r"/(home|root|tmp|Users)/", text)
     assert '"output_type": "error"' not in text
     assert '"name": "stderr"' not in text, "a warning or a progress bar was printed"
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_results_are_outputs_of_the_pipeline(lock):
+    stages = load_yaml(lock)["stages"].values()
+    outputs = {out["path"] for stage in stages for out in stage.get("outs", ()) if out["path"].startswith("results/")}
+    profile = "laptop" if lock.parent == ROOT else lock.parent.name
+    files = [path.relative_to(ROOT) for path in (ROOT / "results" / profile).rglob("*") if path.is_file()]
+    assert [str(file) for file in files if not {str(file), *map(str, file.parents)} & outputs] == []
+    assert sorted(out for out in outputs if not (ROOT / out).exists()) == []
 
 
 def test_readme_draws_the_pipeline_as_it_is():
