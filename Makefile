@@ -44,8 +44,8 @@ report: setup  ## results as one site, readable offline: make report [PROFILE=sm
 test: setup data  ## all tests, a smoke pipeline in a temporary clone among them; two files at a time
 	python -m pytest -q -n 2 --dist loadfile
 
-test-long: setup data  ## 10,000 damaged files a reader, the smoke pipeline twice and with two threads, the paper profile on a few real images; two files at a time, hours
-	python -m pytest -q -n 2 --dist loadfile -m long
+test-long: setup data  ## 10,000 damaged files a reader, the smoke pipeline twice and with two threads, the paper profile on a few real images; three files at a time, hours
+	python -m pytest -q -n 3 --dist loadfile -m long
 
 lint: setup  ## ruff on modules, tests and notebooks; mypy on the types of ul/
 	ruff check .
