@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -11,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import write_cifar
+from tests.conftest import planted_rooms, ul, write_cifar
+from tests.imports import ROOT
 from tests.test_poisons import EPS, make, toy
 from ul import checks, data, files, perturb
 from ul.__main__ import main
@@ -184,7 +184,7 @@ def test_cifar100_takes_the_fine_label(tmp_path):
         data.load("cifar100", "test", root=tmp_path)
 
 
-# ---- check-poison --------------------------------------------------------------------------------------------------
+# ---- export and check-poison -----------------------------------------------------------------------------------------
 
 
 def test_images_in_another_order_are_found_out():
@@ -223,8 +223,7 @@ def test_a_poison_fits_its_own_budget_and_not_the_others(method, fits, exceeds):
 
 
 def check_poison(*arguments):
-    command = [sys.executable, "-m", "ul", "check-poison", *map(str, arguments)]
-    return subprocess.run(command, text=True, capture_output=True)
+    return ul("check-poison", *arguments, cwd=ROOT)
 
 
 @pytest.fixture
@@ -270,3 +269,29 @@ def test_check_poison_fails_in_one_line(planted, monkeypatch):
         with pytest.raises(SystemExit) as stop:
             main()
         assert part in stop.value.code and "\n" not in stop.value.code, arguments
+
+
+@pytest.mark.parametrize("name", ["clean.npz", "clean.safetensors", "clean"])
+def test_exported_images_are_those_that_a_poison_is_held_against(planted, name):
+    root, clean = planted
+    done = ul("export", "cifar10", root / name, "--root", root, cwd=root)
+    assert done.returncode == 0 and "clean images of cifar10/train, uint8 (20, 32, 32, 3)" in done.stdout, done.stderr
+    assert torch.equal(data.read_poison(root / name, clean).images, clean.images)
+    assert "L-infinity 0.0/255" in check_poison(root / name, "--clean", "cifar10", "--root", root).stdout
+
+
+def test_images_are_exported_at_the_size_that_is_trained_on(tmp_path):
+    planted_rooms(tmp_path)
+    done = ul("export", "rooms", "clean.npz", "--root", ".", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "clean.npz") as file:
+        assert file["images"].shape == (1, 32, 32, 3) and file["class_object"].shape == (1,)
+
+
+@pytest.mark.parametrize(("name", "part"), [("there.npz", "there.npz exists; remove it"), ("new.jpg", "new.jpg")])
+def test_export_refuses_in_one_line(planted, name, part):
+    root, _ = planted
+    (root / "there.npz").write_bytes(b"mine")
+    done = ul("export", "cifar10", name, "--root", ".", cwd=root)
+    assert done.returncode == 1 and part in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert (root / "there.npz").read_bytes() == b"mine" and not (root / "new.jpg").exists()

@@ -178,7 +178,7 @@ OPENING = re.compile(
 )
 # What opens or lists files besides, and why it is not in the table.
 OTHERS = {
-    **dict.fromkeys(("__main__._verify", "__main__._info", "__main__._check_poison"), "calls data.load or read_poison"),
+    **dict.fromkeys(("__main__._verify", "__main__._info", "__main__._to_poison"), "calls data.load"),
     **dict.fromkeys(("benchmark.clean_splits", "cross_task._clean", "labels.load", "labels.read"), "calls data.load"),
     **dict.fromkeys(("data._views", "data._cifar"), "its inner function data.read reads"),
     "checks._labels": "calls files.read on a file that data.read_poison has read",

@@ -1,14 +1,17 @@
-"""The command line: python -m ul fetch, render, verify, info, check-poison, compare, report, nb-run or nb-clean."""
+"""The command line, `python -m ul COMMAND`: data sets, files of poisoned images, results and notebooks."""
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from . import nb
 from .config import InputError, located
 from .parameters import DATA
+
+if TYPE_CHECKING:
+    from .data import Split
 
 Action = Callable[[argparse.Namespace], None]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -58,13 +61,30 @@ def _info(args: argparse.Namespace) -> None:
         print(f"  {part}: {len(split)} images {tuple(split.images.shape[1:])}, targets {', '.join(split.targets)}")
 
 
+def _to_poison(name: str, root: Path, limit: int | None) -> "Split":
+    """The training images as the notebooks train on them: at the benchmark's size, with the labels of its target."""
+    from . import data
+
+    source = data.SOURCES[name]
+    return data.load(name, source.parts[0], root=root, size=source.size, limit=limit, targets=(source.target,))
+
+
+def _export(args: argparse.Namespace) -> None:
+    from . import data
+
+    if args.path.exists():
+        raise InputError(f"{args.path} exists; remove it or name another file")
+    clean = _to_poison(args.name, args.root, args.limit)
+    out = data.export(clean, args.path)
+    shape = (len(clean), *clean.images.shape[2:], clean.images.shape[1])
+    print(f"{out}: clean images of {clean.name}, uint8 {shape}; poison these and keep their order")
+
+
 def _check_poison(args: argparse.Namespace) -> None:
     from . import checks, data, poisons
 
     source = data.SOURCES[args.clean]
-    clean = data.load(
-        args.clean, source.parts[0], root=args.root, size=source.size, limit=args.limit, targets=(source.target,)
-    )
+    clean = _to_poison(args.clean, args.root, args.limit)
     eps = poisons.strength(source.eps if args.eps is None else args.eps)
     poisoned = data.read_poison(args.path, clean)
     print("\n".join(checks.report(clean, poisoned, str(args.path), eps)))
@@ -96,11 +116,14 @@ def _nb_clean(args: argparse.Namespace) -> None:
     nb.clean(args.source, args.target)
 
 
-def _data_command(commands: Commands, name: str, action: Action, choices: Sequence[str], text: str) -> None:
+def _data_command(
+    commands: Commands, name: str, action: Action, choices: Sequence[str], text: str
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text)
     parser.add_argument("name", choices=choices)
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder that holds data sets (default data)")
     parser.set_defaults(action=action)
+    return parser
 
 
 def _check_command(commands: Commands, names: tuple[str, ...]) -> None:
@@ -140,6 +163,10 @@ def parser() -> argparse.ArgumentParser:
     _data_command(commands, "render", _render, ("mnist", "rooms"), "make an embedded data set anew (extra `render`)")
     _data_command(commands, "verify", _verify, names, "read every file of a data set and check it")
     _data_command(commands, "info", _info, names, "what a data set holds")
+    text = "write the training images that a poison of your own starts from"
+    export = _data_command(commands, "export", _export, names, text)
+    export.add_argument("path", type=Path, help="a new .npz, .safetensors or folder of <index>.png")
+    export.add_argument("--limit", type=int, help="only this many of them (as load's limit)")
     _check_command(commands, names)
     text = "do the means in tables/ud_by_data.csv of two result folders agree within tolerances? Nothing else is read"
     compare = commands.add_parser("compare", help=text, description=text)
