@@ -288,7 +288,10 @@ def test_images_are_exported_at_the_size_that_is_trained_on(tmp_path):
         assert file["images"].shape == (1, 32, 32, 3) and file["class_object"].shape == (1,)
 
 
-@pytest.mark.parametrize(("name", "part"), [("there.npz", "there.npz exists; remove it"), ("new.jpg", "new.jpg")])
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("there.npz", "there.npz exists; remove it"), ("new.jpg", "use .npz, .safetensors, a folder of <index>.png")],
+)
 def test_export_refuses_in_one_line(planted, name, part):
     root, _ = planted
     (root / "there.npz").write_bytes(b"mine")
