@@ -20,7 +20,7 @@ from safetensors.numpy import save as tensor_bytes
 
 from tests.conftest import idx_bytes, picture, plant, view_arrays
 from tests.test_benchmark import SETTINGS
-from ul import behaviour, claims, data, fetch, grid, nb, paths, readme, records, tables
+from ul import behaviour, claims, data, fetch, kept, nb, paths, readme, records, tables
 from ul.benchmark import cells
 from ul.config import InputError
 
@@ -191,7 +191,7 @@ def _parameters(folder: Path) -> None:
 
 def _kept(folder: Path) -> None:
     """What was kept comes back as it was, or not at all."""
-    found = grid._kept(folder / "cell.json", CELL)
+    found = kept.load(folder / "cell.json", CELL.poison)
     if found is None:
         raise InputError(f"{folder}: trained again")
     assert found == RUN
@@ -210,7 +210,7 @@ def _recipes(folder: Path) -> None:
 
 
 CELL = cells(SETTINGS)[0]
-KEPT = json.dumps(grid.sealed(RUN)).encode()
+KEPT = json.dumps(kept.sealed(RUN)).encode()
 READERS: dict[str, Reader] = {
     "npz": Reader("p.npz", (zipped(npy(IMAGES)), zipped(npy(IMAGES), 0)), _poison("p.npz"), ("files._read_npz",)),
     "npz, inside": Reader(
@@ -255,7 +255,7 @@ READERS: dict[str, Reader] = {
         "poison-a.json", (json.dumps({"method": "em", "eps": 0.1}).encode(),),
         lambda folder: behaviour.load(folder, ["a"]), ("behaviour.load",),
     ),
-    "kept cells": Reader("cell.json", (KEPT,), _kept, ("grid._kept",)),
+    "kept cells": Reader("cell.json", (KEPT,), _kept, ("kept.load",)),
     "compared tables": Reader(
         "b/tables/ud_by_data.csv", (TABLE,), lambda folder: tables.differences(folder / "a", folder / "b"),
         ("tables._indexed", "tables.read"), beside=(("a/tables/ud_by_data.csv", TABLE),),

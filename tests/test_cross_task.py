@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -91,6 +92,26 @@ def planted(root, buildings=("hanson", "merom", "ihlen"), views=6):
             arrays = view_arrays(view, 16) | {"class_scene": one_hot(43 + view % 2, 365)}
             del arrays["class_object"], arrays["segment_semantic"]
             plant(root / "taskonomy", (building, view, 0), arrays)
+
+
+def test_kept_runs_are_read_instead_of_trained(tmp_path, monkeypatch):
+    """Byte for byte, views included; a run is another one if anything that its numbers depend on is."""
+    planted(tmp_path)
+    change = {"dataset": "taskonomy", "root": str(tmp_path), "size": 16, "methods": ["noise"], "seeds": 2}
+    change |= {"tasks": ["class_scene", "depth_euclidean"], "epochs": 1, "probe_epochs": 1, "transfer": False}
+    cells, store = cross_task.cells(CONFIG | change), tmp_path / "kept"
+    first = cross_task.run_all(cells, jobs=1, views=2)
+    assert cross_task.run_all(cells, jobs=1, views=2, store=str(store)) == first
+    assert len(list(store.iterdir())) == 4 and set(first[0]["views"]) == {"depth_euclidean"}
+    with monkeypatch.context() as patch:
+        patch.setattr(cross_task, "run", None)
+        assert cross_task.run_all(cells, jobs=2, views=2, store=str(store)) == first
+    train, _ = cross_task.parts(cells[0])
+    other = train.labels | {"depth_euclidean": train.labels["depth_euclidean"] + 1}
+    monkeypatch.setattr(cross_task, "_clean", lambda *_: (replace(train, labels=other), train))
+    named = {file.name for file in store.iterdir()}
+    assert cross_task.run_all(cells[:1], jobs=1, views=2, store=str(store)) != first[:1]
+    assert len({file.name for file in store.iterdir()} - named) == 1
 
 
 def test_records_hold_every_regime(tmp_path):

@@ -184,7 +184,7 @@ OTHERS = {
     "checks._labels": "calls files.read on a file that data.read_poison has read",
     "poisons.make": "its load is an import",
     "defenses._through_jpeg": "opens what it wrote into memory",
-    "grid.code_digest": "reads the package's own source",
+    "kept.code": "reads the package's own source",
     "fetch.download": "compares a checksum (test_fetch.py)",
     "fetch._continue": "the network (test_fetch.py)",
     "records.note": "appends a line to a log",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,7 @@ import torch
 
 from tests.imports import ROOT
 from tests.test_benchmark import SETTINGS
-from ul import benchmark, grid, records
+from ul import benchmark, grid, kept, records
 from ul.config import InputError
 
 TINY = SETTINGS | {"root": str(ROOT / "data"), "epochs": 1, "probe_epochs": 1, "limit": 32}
@@ -99,6 +100,22 @@ def test_a_record_with_another_number_is_made_again(tmp_path, serial):
     assert text(grid.run_all(cells(), jobs=1, store=tmp_path)) == text(serial)
 
 
+def scored(cell, model, images, *, draws):
+    """Something of the trained network, so that a run that was trained again shows."""
+    return {"norm": float(sum(p.detach().norm() for p in model.parameters())), "draws": draws}
+
+
+def test_scores_at_the_end_are_kept(tmp_path, monkeypatch):
+    first = grid.run_all(cells()[:1], jobs=1, store=tmp_path, at_end=partial(scored, draws=2))
+    assert first[0]["scores"]["draws"] == 2
+    grid.run_all(cells()[:1], jobs=1, store=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2  # without scores it is another record
+    monkeypatch.setattr(benchmark, "run", None)
+    assert text(grid.run_all(cells()[:1], jobs=1, store=tmp_path, at_end=partial(scored, draws=2))) == text(first)
+    with pytest.raises(ValueError, match=r"<lambda> has no name of its own"):
+        grid.run_all(cells()[:1], jobs=1, store=tmp_path, at_end=lambda *_: {})
+
+
 def test_whatever_changes_numbers_changes_the_identity(monkeypatch):
     cell = cells()[-1]
     images = benchmark.poisoned(cell)
@@ -107,9 +124,10 @@ def test_whatever_changes_numbers_changes_the_identity(monkeypatch):
     others += [replace(cell, recipe=replace(cell.recipe, lr=0.3)), replace(cell, sal=replace(cell.sal, steps=3))]
     found = [grid.identity(c, images, {}) for c in others]
     found += [grid.identity(cell, benchmark.poisoned(cells()[0]), {}), grid.identity(cell, images, {"a": cell.sal})]
-    for name, value in (("code_digest", "other code"), ("_machine", ["cuda", {}, ""])):
+    found += [grid.identity(cell, images, {}, partial(scored, draws=n)) for n in (1, 2)]
+    for name, value in (("code", "other code"), ("machine", ["cuda", {}, ""])):
         with monkeypatch.context() as patch:
-            patch.setattr(grid, name, lambda value=value: value)
+            patch.setattr(kept, name, lambda *_, value=value: value)
             found.append(grid.identity(cell, images, {}))
     with monkeypatch.context() as patch:
         clean, test = benchmark.splits(cell)
@@ -130,7 +148,7 @@ def test_a_record_of_another_machine_is_made_again(tmp_path, serial):
         record = records.load(file)
         del record["seal"]
         other = record | {"versions": record["versions"] | {"torch": "1.0"}, "history": {}}
-        records.save(grid.sealed(other), file)
+        records.save(kept.sealed(other), file)
     assert text(grid.run_all(cells(), jobs=1, store=tmp_path)) == text(serial)
 
 

@@ -1,6 +1,7 @@
 """The repository holds together: layers, stage dependencies, pins, notebooks, profiles."""
 
 import ast
+import inspect
 import json
 import re
 import tomllib
@@ -12,7 +13,7 @@ from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 
 from tests import dag, imports, licences
-from ul import axes, grid, models, poisons, published
+from ul import axes, cross_task, grid, models, poisons, published, validation
 
 ROOT = imports.ROOT
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
@@ -37,7 +38,7 @@ ROWS = [
     },
     {"records", "rooms", "metrics", "graph", "extremes", "fetch", "folders", "parameters"},
     {"figures", "taskonomy", "tables", "models", "files", "nb"},
-    {"data", "axes", "behaviour", "readme", "tasks", "encoders", "weighting"},
+    {"data", "axes", "behaviour", "kept", "readme", "tasks", "encoders", "weighting"},
     {"defenses", "sal", "labels", "cross_tables", "claims", "processes"},
     {"train", "public", "scores", "cross_figures", "landscape", "convergence_figures", "pages"},
     {"multitask", "paths", "plain", "report"},
@@ -152,11 +153,17 @@ def test_settings_differ_from_the_plain_one_in_what_their_place_says(path):
     assert params["claims"]["setting"] == grid["settings"][0]
 
 
-def test_kept_runs_are_bound_to_all_code_that_their_numbers_depend_on():
+@pytest.mark.parametrize("name, code", [("benchmark", grid.CODE), ("cross_task", cross_task.CODE)])
+def test_kept_runs_are_bound_to_all_code_that_their_numbers_depend_on(name, code):
     """What else a run imports only makes its images, whose bytes count, or has no part in its numbers."""
-    images = {"buildings", "data", "files", "folders", "rays", "rooms", "shapes", "taskonomy"}
-    images |= {name for name in imports.closure({"benchmark"}) if name.partition(".")[0] == "poisons"}
-    assert set(grid.CODE) == imports.closure({"benchmark"}) - images - {"config", "processes", "records"}
+    other = {"buildings", "data", "files", "folders", "rays", "rooms", "shapes", "taskonomy"}
+    other |= {module for module in imports.closure({name}) if module.partition(".")[0] == "poisons"}
+    assert set(code) == imports.closure({name}) - other - {"config", "kept", "processes", "records"}
+
+
+def test_kept_scores_are_bound_to_the_code_that_makes_them():
+    own, source = imports.closure({"validation"}) - set(grid.CODE), inspect.getsource(validation.scores_of)
+    assert set(grid.ENDING) == {"validation"} | {name for name in own - {"config", "data"} if f"{name}." in source}
 
 
 def test_every_profile_runs_the_same_pipeline():

@@ -144,13 +144,14 @@ def predictions(
 
     runs: records with `views` (seed 0). Boundaries are shown as probabilities, depth in metres, normals as colours.
     """
-    kept = {run["config"]["method"]: run["views"] for run in runs if "views" in run}
+    found = {run["config"]["method"]: run["views"] for run in runs if "views" in run}
     rows = {}
     for view in range(views):
         for task in names:
             picture = test.images[view].numpy() / 255
             truth = test.labels[task][view : view + 1, :-1].numpy()
-            pictures = {m: SHOWN.get(task, _plain)(found[task][view : view + 1]) for m, found in kept.items()}
+            outputs = {method: np.array(own[task][view : view + 1]) for method, own in found.items()}
+            pictures = {method: SHOWN.get(task, _plain)(array) for method, array in outputs.items()}
             label = truth[0, 0] if task in LOGITS else SHOWN.get(task, _plain)(truth)
             rows[f"{task} {view + 1}"] = {"image": picture, "label": label} | pictures
     return rows

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from . import (
     benchmark,
     data,
     encoders,
+    kept,
     labels,
     models,
     multitask,
@@ -30,6 +32,11 @@ from .labels import Labelled
 from .multitask import MultiTask, Recipe
 
 REGIMES = ("multi", "single", "transfer")
+# What a run's numbers depend on besides its cell, its images and labels; an edit makes kept runs worthless.
+CODE = (
+    "benchmark", "cross_task", "defenses", "derived", "encoders", "extremes", "graph", "labels", "metrics", "models",
+    "multitask", "perturb", "public", "sal", "tasks", "taskwise", "train", "vit", "weighting",
+)  # fmt: skip
 # Tasks where none are named: of views with several labels, and of classified images, whose other labels are derived.
 SEVERAL = ("class_object", "class_scene", "keypoints2d", "depth_euclidean", "segment_unsup2d")
 USUAL = {"rooms": SEVERAL, "taskonomy": tasks.HEADLINE, "taskonomy_medium": tasks.HEADLINE}
@@ -181,7 +188,8 @@ def poisoned(cell: Cell) -> Labelled:
 def run(cell: Cell, sets: Sets | None = None, *, views: int = 0) -> Record:
     """The record of one cell: configuration, scores by regime and task, SAL and gradient cosines by probed epoch.
 
-    views: for seed 0, the joint network's outputs on this many test views are kept under `views`, as arrays [n,k,h,w].
+    views: for seed 0, the joint network's outputs on this many test views are kept under `views`, as lists of shape
+    [n,k,h,w] with four digits.
     """
     start = time.monotonic()
     sets = Sets(poisoned(cell), *parts(cell)) if sets is None else sets
@@ -198,7 +206,7 @@ def run(cell: Cell, sets: Sets | None = None, *, views: int = 0) -> Record:
     record = records.rounded(_configuration(cell, sets) | {"losses": losses, "scores": rows, "probes": probes})
     if views and cell.seed == 0:
         found = multitask.outputs(together, sets.test.images[:views])
-        record["views"] = {task: out.numpy() for task, out in found.items() if out.ndim == 4}
+        record["views"] = {t: records.rounded(out.tolist(), 4) for t, out in found.items() if out.ndim == 4}
     return record
 
 
@@ -255,15 +263,37 @@ def _configuration(cell: Cell, sets: Sets) -> Record:
     return processes.described(asdict(cell), contents, models.device()) | {"uninformed": uninformed}
 
 
-def run_all(chosen: Sequence[Cell], *, jobs: int | None = None, views: int = 0) -> list[Record]:
+def identity(cell: Cell, contents: Sequence[str], views: int) -> str:
+    """16 hex digits of configuration, code and data (`contents`: digests); a poison's place does not count."""
+    settings = asdict(replace(cell, root="", poison=None))
+    return kept.name(settings, *contents, views, kept.code(CODE), kept.machine())
+
+
+def _digests(sets: Sets) -> list[str]:
+    """Of the images and labels of each part."""
+    parts = (sets.own, sets.train, sets.test)
+    labelled = [records.digest(*(part.labels[task].numpy() for task in sorted(part.labels))) for part in parts]
+    return [part.split.digest() for part in parts] + labelled
+
+
+def run_all(
+    chosen: Sequence[Cell], *, jobs: int | None = None, views: int = 0, store: str | None = None
+) -> list[Record]:
     """Records of all cells in order; on the CPU in `jobs` processes (default: one a core), each with one thread.
 
-    The cells belong to one study: they differ in method, recipe and seed alone.
+    The cells belong to one study: they differ in method, recipe and seed alone. store: folder that keeps finished runs;
+    those whose configuration, code and data are unchanged are read from it. None: nowhere.
     """
     first = {cell.method: cell for cell in chosen}
     made = {method: Sets(poisoned(cell), *parts(cell)) for method, cell in first.items()}
-    work = [(cell, made[cell.method]) for cell in chosen]
-    return processes.each(partial(run, views=views), work, f"{chosen[0].dataset} cross-task", jobs=jobs)
+    contents = {method: _digests(sets) for method, sets in made.items()} if store else {}
+    paths = [Path(store) / f"{identity(cell, contents[cell.method], views)}.json" if store else None for cell in chosen]
+    work = [(cell, made[cell.method], path) for cell, path in zip(chosen, paths, strict=True)]
+    return processes.each(partial(_finish, views=views), work, f"{chosen[0].dataset} cross-task", jobs=jobs)
+
+
+def _finish(cell: Cell, sets: Sets, path: Path | None, *, views: int) -> Record:
+    return kept.once(path, cell.poison, lambda: run(cell, sets, views=views))
 
 
 def save(runs: Sequence[Record], path: str | None) -> None:

@@ -1,13 +1,10 @@
 """Many cells at once: in processes or on a cluster, finished ones kept in a folder, failed ones reported at the end."""
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from types import MappingProxyType
@@ -15,12 +12,13 @@ from typing import Any, cast
 
 import joblib
 
-from . import benchmark, data, models, processes, records
+from . import benchmark, data, kept, processes, records
 from .benchmark import CLEAN, AtEnd, Cell, Sal
 from .config import OWN, InputError, Record, choose
 
 # What a run's numbers depend on besides its cell and its images; an edit of any of them makes kept cells worthless.
 CODE = ("benchmark", "defenses", "extremes", "graph", "metrics", "models", "perturb", "public", "sal", "train", "vit")
+ENDING = ("scores", "validation")  # what `at_end` may call besides
 
 
 @dataclass(frozen=True)
@@ -67,54 +65,23 @@ def conditions(
 # ---- Finished cells ------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """16 hex digits over the modules that a run's numbers depend on."""
-    total = hashlib.sha256()
-    for name in CODE:
-        total.update(Path(__file__).with_name(f"{name}.py").read_bytes())
-    return total.hexdigest()[:16]
-
-
-def identity(cell: Cell, images: data.Split, also: Mapping[str, Sal]) -> str:
+def identity(cell: Cell, images: data.Split, also: Mapping[str, Sal], at_end: AtEnd | None = None) -> str:
     """16 hex digits of configuration, code and data; where a poison's file lies does not count."""
     settings = asdict(replace(cell, root="", poison=None))
     ways = {name: asdict(way) for name, way in also.items()}
     clean, test = benchmark.splits(cell)
-    contents = [images.digest(), test.digest(), data.classes(clean, test), code_digest(), _machine()]
-    return hashlib.sha256(json.dumps([settings, ways, *contents], sort_keys=True).encode()).hexdigest()[:16]
+    contents = [images.digest(), test.digest(), data.classes(clean, test), kept.code(CODE), kept.machine()]
+    return kept.name(settings, ways, *contents, *_ending(at_end))
 
 
-def _machine() -> list[Any]:
-    """What numbers depend on beside code: the kind of device and versions, that of the JPEG coder among them."""
-    return [models.device().type, records.versions(), version("pillow")]
-
-
-def _kept(path: Path | None, cell: Cell) -> Record | None:
-    """The record of a finished cell; None if there is none, it cannot be read, or another machine's process made it."""
-    if path is None or not path.exists():
-        return None
-    try:
-        found = records.load(path)
-        if found.pop("seal", None) != _seal(found):
-            raise InputError("not as it was written")
-        if [found["machine"]["device"], found["versions"]] != _machine()[:2]:
-            return None
-        found["config"]["poison"] = cell.poison is not None
-        return found
-    except (InputError, KeyError, TypeError) as error:
-        records.note(f"{path}: {_reason(error)}; it is trained again")
-        return None
-
-
-def _seal(record: Record) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def sealed(record: Record) -> Record:
-    """A record with a checksum of itself, so that a kept cell with a changed digit is not taken for a result."""
-    record = records.rounded(record)
-    return record | {"seal": _seal(record)}
+def _ending(at_end: AtEnd | None) -> list[Any]:
+    """The name, settings and code of a function of a module, or of a `partial` of it. Raises ValueError for others."""
+    if at_end is None:
+        return []
+    function, given = (at_end.func, at_end.keywords) if isinstance(at_end, partial) else (at_end, {})
+    if "<" in function.__qualname__:
+        raise ValueError(f"{function.__qualname__} has no name of its own, so what it finds cannot be kept")
+    return [function.__qualname__, given, kept.code(ENDING)]
 
 
 def _finish(
@@ -123,26 +90,17 @@ def _finish(
     """The record of a cell: the kept one, or a new one, kept at once by the process that made it."""
     if isinstance(images, Failure):
         return replace(images, cell=cell)
-    if (found := _kept(path, cell)) is not None:
-        return found
     try:
-        record = benchmark.run(cell, images, **options)
-        if path is not None:
-            records.save(sealed(record), path)
-        return record
+        return kept.once(path, cell.poison, lambda: benchmark.run(cell, images, **options))
     except Exception as error:  # whatever it is, the other cells go on
-        return Failure(cell, _reason(error))
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+        return Failure(cell, kept.reason(error))
 
 
 def _images(cell: Cell) -> data.Split | Failure:
     try:
         return benchmark.poisoned(cell)
     except Exception as error:
-        return Failure(cell, _reason(error))
+        return Failure(cell, kept.reason(error))
 
 
 def _tasks(
@@ -153,10 +111,9 @@ def _tasks(
     for cell in chosen:
         if images is None and replace(cell, seed=0) != shared:
             shared, current = replace(cell, seed=0), _images(cell)
-        known = store is not None and not isinstance(current, Failure)
-        path = (
-            cast(Path, store) / f"{identity(cell, cast(data.Split, current), options['also'])}.json" if known else None
-        )
+        path = None
+        if store is not None and not isinstance(current, Failure):
+            path = store / f"{identity(cell, cast(data.Split, current), **options)}.json"
         yield cell, current, path, options
 
 
@@ -212,12 +169,11 @@ def run_all(
     GPU), each with one thread. backend: "processes", or "dask" or "ray" (extra `cluster`) on the cluster at `address`
     (default: a local one). store: folder that keeps finished cells; those whose configuration, code and data are
     unchanged are read from it instead of run (default: a temporary one, left only if something fails). also, at_end:
-    see `benchmark.run`; at_end goes without a store. Raises InputError that names every failed cell and its reason,
-    once all others are finished, or says that a worker process is lost.
+    see `benchmark.run`; with a store at_end is a function of a module, or a `partial` of one (ValueError otherwise).
+    Raises InputError that names every failed cell and its reason, once all others are finished, or says that a worker
+    process is lost.
     """
     choose(backend, [HERE, *CLUSTERS], "backend")
-    if store is not None and at_end is not None:
-        raise ValueError("scores at the end are not kept; call run_all without a store")
     own = None if store or at_end or address else Path(mkdtemp(prefix="ul-runs-"))
     store = own if store is None else Path(store)
     tasks = _tasks(chosen, images, store, {"also": dict(also), "at_end": at_end})
@@ -226,7 +182,7 @@ def run_all(
     except Exception as error:
         if type(error).__name__ not in LOST:
             raise
-        raise InputError(f"a worker is lost ({_reason(error)[:300]}); run again, {_where(store)}") from error
+        raise InputError(f"a worker is lost ({kept.reason(error)[:300]}); run again, {_where(store)}") from error
     if failed := [f for f in found if isinstance(f, Failure)]:
         reasons = "; ".join(map(str, failed))
         raise InputError(f"{len(failed)} of {len(found)} runs failed: {reasons} ({_where(store)})")
