@@ -185,6 +185,7 @@ OTHERS = {
     "poisons.make": "its load is an import",
     "defenses._through_jpeg": "opens what it wrote into memory",
     "kept.code": "reads the package's own source",
+    "kept.once": "calls kept.load",
     "fetch.download": "compares a checksum (test_fetch.py)",
     "fetch._continue": "the network (test_fetch.py)",
     "records.note": "appends a line to a log",
