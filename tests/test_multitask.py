@@ -167,10 +167,15 @@ def test_uncertainty_has_its_own_weights():
 @pytest.mark.parametrize("name", weighting.AGGREGATORS)
 def test_gradient_weightings_train(name):
     pytest.importorskip("torchjd")
-    model = network()
-    before = [p.detach().clone() for p in model.encoder.parameters()]
-    multitask.fit(model, planted(), recipe=replace(QUICK, weighting=name), seed=0, device=CPU)
-    assert any(not torch.equal(a, b) for a, b in zip(before, model.encoder.parameters(), strict=True))
+    before, found = [p.detach().clone() for p in network().encoder.parameters()], []
+    for outside in (1, 2):  # PCGrad and GradVac shuffle by the global generator
+        torch.manual_seed(outside)
+        state, model = torch.random.get_rng_state(), network()
+        multitask.fit(model, planted(), recipe=replace(QUICK, weighting=name), seed=0, device=CPU)
+        assert torch.equal(torch.random.get_rng_state(), state)
+        found.append([p.detach() for p in model.encoder.parameters()])
+    assert any(not torch.equal(a, b) for a, b in zip(before, found[0], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_unknown_weightings_and_encoders():

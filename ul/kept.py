@@ -34,15 +34,15 @@ def name(*parts: Any) -> str:
 def once(path: Path | None, poison: str | None, make: Callable[[], Record]) -> Record:
     """The record kept at `path`, or the one that `make` returns, kept at once; without a path nothing is kept.
 
-    poison: the run's file of poisoned images; a record says only that there was one. A file that cannot be read, was
-    changed, or comes from another kind of device or other versions is made again.
+    Either is as a file gives it back, keys in order, so that no table depends on which it was. poison: the run's file
+    of poisoned images; a record says only that there was one. A file that cannot be read, was changed, or comes from
+    another kind of device or other versions is made again.
     """
-    if path is None:
-        return make()
-    if (found := load(path, poison)) is not None:
+    if path is not None and (found := load(path, poison)) is not None:
         return found
-    record = make()
-    records.save(sealed(record), path)
+    record = json.loads(json.dumps(records.rounded(make()), sort_keys=True))
+    if path is not None:
+        records.save(sealed(record), path)
     return record
 
 

@@ -89,13 +89,14 @@ def fit(
     """Train in place on the tasks that the model has heads for; the mean loss of every epoch.
 
     recipe.weighting: a name of `weighting.NAMES`. With "balanced" every loss is divided by what the best constant
-    predictor has on the same labels, so that tasks of different units weigh alike. seed: batch order and crops.
-    on_epoch(epoch, model): after each epoch, counted from 1. Raises InputError if the loss is no longer finite.
+    predictor has on the same labels, so that tasks of different units weigh alike. seed: batch order, crops and what
+    the weighting draws. on_epoch(epoch, model): after each epoch, counted from 1. Raises InputError if the loss is no
+    longer finite.
     """
     names, rng = list(model.heads), Generator().manual_seed(seed)
     # torch's types of `to` lack memory_format.
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    joint = weighting.make(recipe.weighting, names).to(device)
+    joint = weighting.make(recipe.weighting, names, seed=seed).to(device)
     units = _units(data, names, recipe)
     stacked, classes = _stack(data, names, device)
     steps = recipe.epochs * -(-len(data) // recipe.batch_size)

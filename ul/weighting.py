@@ -29,10 +29,14 @@ class Uncertainty(nn.Module):
 
 
 class Aggregated(nn.Module):
-    """The tasks' gradients on the shared encoder, aggregated by a method of torchjd (an optional extra)."""
+    """The tasks' gradients on the shared encoder, aggregated by a method of torchjd (an optional extra).
 
-    def __init__(self, name: str) -> None:
+    Some of its methods shuffle the tasks by torch's global generator, which goes its own way from `seed` for them.
+    """
+
+    def __init__(self, name: str, seed: int) -> None:
         super().__init__()
+        self.rng = torch.Generator().manual_seed(seed)
         try:
             from torchjd import aggregation
         except ImportError:
@@ -47,18 +51,21 @@ class Aggregated(nn.Module):
                 "an encoder that routes by task has no shared features; use weighting equal or uncertainty"
             )
         mtl_backward(list(losses.values()), features=features)
-        jac_to_grad(shared, self.aggregator)
+        with torch.random.fork_rng(devices=[]):
+            torch.random.set_rng_state(self.rng.get_state())
+            jac_to_grad(shared, self.aggregator)
+            self.rng.set_state(torch.random.get_rng_state())
 
 
 AGGREGATORS = {"pcgrad": "PCGrad", "mgda": "MGDA", "imtlg": "IMTLG", "aligned": "AlignedMTL", "gradvac": "GradVac"}
 Weighting = Equal | Uncertainty | Aggregated
 NAMES: dict[str, Callable[..., Any]] = {
-    "equal": lambda tasks: Equal(),
-    "balanced": lambda tasks: Equal(),  # of losses that the training loop has divided by a constant predictor's
-    "uncertainty": Uncertainty,
-} | {name: (lambda tasks, name=name: Aggregated(name)) for name in AGGREGATORS}
+    "equal": lambda tasks, seed: Equal(),
+    "balanced": lambda tasks, seed: Equal(),  # of losses that the training loop has divided by a constant predictor's
+    "uncertainty": lambda tasks, seed: Uncertainty(tasks),
+} | {name: (lambda tasks, seed, name=name: Aggregated(name, seed)) for name in AGGREGATORS}
 
 
-def make(name: str, tasks: list[str]) -> Weighting:
+def make(name: str, tasks: list[str], *, seed: int = 0) -> Weighting:
     """A weighting by name; its parameters are trained with the model's. Raises InputError for unknown names."""
-    return NAMES[choose(name, NAMES, "weighting")](tasks)
+    return NAMES[choose(name, NAMES, "weighting")](tasks, seed)
