@@ -7,7 +7,7 @@ $(error unknown profile '$(PROFILE)'; choose from laptop $(notdir $(wildcard pro
 endif
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup data reproduce verify figures report test test-long lint bench recipes licences profiles notebooks clean
+.PHONY: help setup data reproduce readme verify figures report test test-long lint bench recipes licences profiles notebooks clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## */\t/' | expand -t 12
@@ -27,16 +27,21 @@ data: setup  ## fetch data/ from the store inside the repository
 
 reproduce: setup  ## compute everything again: make reproduce [PROFILE=smoke]
 	dvc pull -q data.dvc
-	rm -rf build/$(PROFILE)/cells
+	rm -rf build/$(PROFILE)/runs
 	dvc repro -f $(PIPELINE)
+	$(if $(filter laptop,$(PROFILE)),python -m ul readme)
+
+readme: setup  ## copy what the laptop profile found into README
+	python -m ul readme
 
 # /dev/null: without a folder find would walk the whole checkout.
 verify: setup  ## compare DVC's cache and outputs with their checksums and name what is damaged
 	find /dev/null $(wildcard .dvc/cache/files data build) -type f -exec chmod u+w {} + -exec touch {} +
 	dvc status data.dvc $(PIPELINE)
 
-figures: setup  ## redraw tables and figures of the benchmark and the claims from the committed records [PROFILE=smoke]
-	dvc repro -s -f $(addprefix $(PIPELINE):,clean benchmark claims)
+figures: setup data  ## draw every notebook of a profile from its records, without training [PROFILE=smoke]
+	python -m ul nb-clean notebooks build/$(PROFILE)/nb
+	python -m ul redraw $(PIPELINE)
 
 report: setup  ## results as one site, readable offline: make report [PROFILE=smoke] -> build/site/index.html
 	python -m ul report --profile $(PROFILE) --out build/site
@@ -47,10 +52,11 @@ test: setup data  ## all tests, a smoke pipeline in a temporary clone among them
 test-long: setup data  ## 10,000 damaged files a reader, the smoke pipeline twice and with two threads, the paper profile on a few real images; three files at a time, hours
 	python -m pytest -q -n 3 --dist loadfile -m long
 
-lint: setup  ## ruff on modules, tests and notebooks; mypy on the types of ul/
+lint: setup  ## ruff on modules, tests and notebooks; mypy on the types of ul/; import-linter on its rooms
 	ruff check .
 	ruff format --check .
 	mypy
+	lint-imports
 
 bench: setup data  ## speed of the main parts against plain references -> results/bench/
 	python -m tests.bench

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from .. import perturb
-from ..config import InputError
-from . import budgets
+from ..base import budgets
+from ..base.errors import InputError
+from ..data import pixels
 
 WINDOW = 3
 MARGIN = 4  # rows and columns that are dropped: the random start
@@ -28,9 +28,9 @@ def ar(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
     rng = Generator().manual_seed(seed)
     filters = find_filters(int(labels.max()) + 1, images.shape[1:], rng=rng)
     out = torch.empty_like(images)
-    for rows in perturb.blocks_of(images):
+    for rows in pixels.blocks_of(images):
         patterns = generate(filters[labels[rows]], images.shape[-2:], rng=rng).float()
-        out[rows] = perturb.add(images[rows], perturb.scaled_to_l2(patterns, budgets.ar(eps, patterns[0].numel())))
+        out[rows] = pixels.add(images[rows], pixels.scaled_to_l2(patterns, budgets.ar(eps, patterns[0].numel())))
     return out
 
 

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from .. import perturb, records
-from ..config import InputError
-from ..defenses import seeded
-from .base import Target
+from ..base import records
+from ..base.errors import InputError
+from ..data import pixels
+from ..training.defenses import seeded
 from .surrogate import frozen, network
+from .target import Target
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def tue(target: Target, *, eps: float, settings: TUE) -> Tensor:
     views = augmentations(x.shape[1:], flip=target.flip)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     start = (2 * torch.rand(x.shape, generator=rng) - 1).to(x.device) * eps
-    delta = perturb.project_linf(start, x, eps)
+    delta = pixels.project_linf(start, x, eps)
     queue = list(_batches(len(x), settings, rng))
     rounds = [queue[i : i + settings.batches] for i in range(0, len(queue), settings.batches)]
     for batches in records.progress(rounds, "tue", len(rounds)):
@@ -62,7 +63,7 @@ def tue(target: Target, *, eps: float, settings: TUE) -> Tensor:
         for rows in _mixed(len(x), settings.batch_size, rng):
             delta[rows] = _descended(model, x[rows], delta[rows], y[rows], eps, views, settings, rng)
     records.note(f"tue: class separability {class_separability(delta[:1000], y[:1000]).item():.3f}")
-    return perturb.rounded(x, delta)
+    return pixels.rounded(x, delta)
 
 
 def augmentations(shape: Sequence[int], *, flip: bool) -> nn.Module:
@@ -133,13 +134,19 @@ def _contrastive_step(
 
 
 def _descended(
-    model: nn.Module, x: Tensor, delta: Tensor, y: Tensor, eps: float, views: nn.Module, settings: TUE,
+    model: nn.Module,
+    x: Tensor,
+    delta: Tensor,
+    y: Tensor,
+    eps: float,
+    views: nn.Module,
+    settings: TUE,
     rng: torch.Generator,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     def loss(z: Tensor) -> Tensor:
         together = settings.separability * class_separability(z - x, y)
         if settings.contrastive and len(z) > 1:
             together = together + settings.contrastive * _contrastive_loss(model, z, views, settings, rng)
         return together
 
-    return perturb.sign_descent(loss, x, delta, eps=eps, steps=settings.steps, step=settings.step * eps)
+    return pixels.sign_descent(loss, x, delta, eps=eps, steps=settings.steps, step=settings.step * eps)

@@ -1,7 +1,7 @@
 """DeepConfuse: a generator of noise, trained so that a victim of its noise fails on clean images."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from .. import records
-from ..config import InputError
-from .base import Target, counted
+from ..base import records
+from ..base.errors import InputError
 from .surrogate import in_blocks, network
+from .target import Target, counted
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,13 @@ DC_RECIPES = {
 class _Double(nn.Sequential):
     def __init__(self, inner: int, outer: int) -> None:
         super().__init__(
-            nn.Conv2d(inner, outer, 3, padding=1), nn.GroupNorm(4, outer), nn.ReLU(),
-            nn.Conv2d(outer, outer, 3, padding=1), nn.GroupNorm(4, outer), nn.ReLU(),
-        )  # fmt: skip
+            nn.Conv2d(inner, outer, 3, padding=1),
+            nn.GroupNorm(4, outer),
+            nn.ReLU(),
+            nn.Conv2d(outer, outer, 3, padding=1),
+            nn.GroupNorm(4, outer),
+            nn.ReLU(),
+        )
 
 
 class UNet(nn.Module):
@@ -81,7 +85,7 @@ def dc(target: Target, *, eps: float, settings: DC) -> Tensor:
     candidate = copy.deepcopy(generator)
     optimizer = torch.optim.Adam(candidate.parameters(), lr=settings.generator_lr)
     for trial in records.progress(range(settings.trials), "dc", settings.trials):
-        victim = network(settings.architecture, Target(**{**vars(target), "seed": target.seed + trial}))
+        victim = network(settings.architecture, replace(target, seed=target.seed + trial))
         for _ in range(settings.epochs):
             for rows in torch.randperm(len(target), generator=rng).split(settings.batch_size):
                 x, y = target.part(rows)

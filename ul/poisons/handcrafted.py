@@ -6,8 +6,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from .. import perturb
-from . import budgets
+from ..base import budgets
+from ..data import pixels
 from .onepixel import ops
 
 GRID = 4  # LSP draws a 4x4 pattern per channel: 8x8 patches at 32x32
@@ -16,8 +16,8 @@ GRID = 4  # LSP draws a 4x4 pattern per channel: 8x8 patches at 32x32
 def noise(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
     """Uniform noise in [-eps, eps], drawn for every image alone: the baseline at the same budget."""
     rng, out = Generator().manual_seed(seed), torch.empty_like(images)
-    for rows in perturb.blocks_of(images):
-        out[rows] = perturb.add(images[rows], (2 * torch.rand(images[rows].shape, generator=rng) - 1) * eps)
+    for rows in pixels.blocks_of(images):
+        out[rows] = pixels.add(images[rows], (2 * torch.rand(images[rows].shape, generator=rng) - 1) * eps)
     return out
 
 
@@ -25,7 +25,7 @@ def noise_classwise(images: Tensor, labels: Tensor, *, eps: float, seed: int) ->
     """Uniform noise in [-eps, eps], one draw for each class: a shortcut that nobody optimised."""
     rng = Generator().manual_seed(seed)
     drawn = (2 * torch.rand((int(labels.max()) + 1, *images.shape[1:]), generator=rng) - 1) * eps
-    return torch.cat([perturb.add(images[rows], drawn[labels[rows]]) for rows in perturb.blocks_of(images)])
+    return torch.cat([pixels.add(images[rows], drawn[labels[rows]]) for rows in pixels.blocks_of(images)])
 
 
 def lsp(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
@@ -35,9 +35,9 @@ def lsp(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
     classes, patches of ceil(h/4) pixels where h is not 32.
     """
     cells, out = lsp_cells(labels, images.shape[1], seed=seed), torch.empty_like(images)
-    for rows in perturb.blocks_of(images):
+    for rows in pixels.blocks_of(images):
         delta = grown(cells[rows], images.shape[-2:])
-        out[rows] = perturb.add(images[rows], perturb.scaled_to_l2(delta, budgets.lsp(eps, delta[0].numel())))
+        out[rows] = pixels.add(images[rows], pixels.scaled_to_l2(delta, budgets.lsp(eps, delta[0].numel())))
     return out
 
 
@@ -48,9 +48,17 @@ def lsp_cells(labels: Tensor, channels: int, *, seed: int) -> Tensor:
     features, classes = channels * GRID * GRID, int(labels.max()) + 1
     most = int(torch.bincount(labels).max())
     x, y = make_classification(
-        n_samples=2 * classes * most, n_features=features, n_informative=features, n_redundant=0, n_repeated=0,
-        n_classes=classes, n_clusters_per_class=1, class_sep=10.0, flip_y=0.0, random_state=seed,
-    )  # fmt: skip
+        n_samples=2 * classes * most,
+        n_features=features,
+        n_informative=features,
+        n_redundant=0,
+        n_repeated=0,
+        n_classes=classes,
+        n_clusters_per_class=1,
+        class_sep=10.0,
+        flip_y=0.0,
+        random_state=seed,
+    )
     patterns = torch.zeros(len(labels), features)
     for c in range(classes):
         mine = labels == c
@@ -74,10 +82,10 @@ def cuda(images: Tensor, labels: Tensor, *, eps: float, seed: int) -> Tensor:
     kernels, channels = cuda_kernels(int(labels.max()) + 1, seed=seed), images.shape[1]
     out = torch.empty_like(images)
     for c in range(len(kernels)):
-        for rows in (labels == c).nonzero()[:, 0].split(perturb.block_size(images)):
+        for rows in (labels == c).nonzero()[:, 0].split(pixels.block_size(images)):
             weight = kernels[c].expand(channels, 1, 3, 3)
-            blurred = F.conv2d(perturb.to_float(images[rows]), weight, padding=1, groups=channels)
-            out[rows] = perturb.to_uint8(blurred / blurred.flatten(1).amax(1).clamp_min(1e-12).view(-1, 1, 1, 1))
+            blurred = F.conv2d(pixels.to_float(images[rows]), weight, padding=1, groups=channels)
+            out[rows] = pixels.to_uint8(blurred / blurred.flatten(1).amax(1).clamp_min(1e-12).view(-1, 1, 1, 1))
     return out
 
 

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .. import perturb, records
-from ..config import choose
-from .base import Target
+from ..base import records
+from ..base.errors import choose
+from ..data import pixels
+from .target import Target
 
 WEIGHT, BIAS = 1.76, 0.18  # variances of the initialisation
 RIDGE = 1e-4  # of the mean diagonal
@@ -69,8 +70,8 @@ def _block(
 
     x = x.double()
     start = torch.zeros_like(x)
-    delta = perturb.sign_descent(loss, x, start, eps=eps, steps=settings.steps, step=-settings.step * eps)
-    return perturb.to_uint8((x + delta).cpu())
+    delta = pixels.sign_descent(loss, x, start, eps=eps, steps=settings.steps, step=-settings.step * eps)
+    return pixels.to_uint8((x + delta).cpu())
 
 
 def _in_rows(kernel: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:

@@ -7,10 +7,12 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from .. import metrics, perturb, records
+from ..base import records
+from ..data import pixels
+from ..training import metrics
 from . import onepixel
-from .base import Target
 from .surrogate import cross_entropy, frozen, jittered, network, sgd, train_step
+from .target import Target
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def em(target: Target, *, eps: float, settings: EM) -> Tensor:
         delta = _minimised(model, x, delta, y, eps, settings)
         if _good_enough(model, x + delta, y, settings, f"em round {round_}"):
             break
-    return perturb.rounded(x, delta)
+    return pixels.rounded(x, delta)
 
 
 def em_classwise(target: Target, *, eps: float, settings: EM) -> Tensor:
@@ -102,9 +104,9 @@ def em_classwise(target: Target, *, eps: float, settings: EM) -> Tensor:
         if _good_enough(model, (x + noise[y]).clamp(0, 1), y, settings, f"em_classwise round {round_}"):
             break
     labels = target.labels
-    return torch.cat([
-        perturb.add(target.images[rows], noise.cpu()[labels[rows]]) for rows in perturb.blocks_of(target.images)
-    ])  # fmt: skip
+    return torch.cat(
+        [pixels.add(target.images[rows], noise.cpu()[labels[rows]]) for rows in pixels.blocks_of(target.images)]
+    )
 
 
 def em_ops(target: Target, *, eps: float, settings: EM) -> Tensor:
@@ -127,16 +129,16 @@ def _train_on(
 def _minimised(model: nn.Module, x: Tensor, delta: Tensor, y: Tensor, eps: float, settings: EM) -> Tensor:
     """Every image's noise moved down the loss of the frozen model, warm-started; `delta` is written to."""
     frozen(model)
-    for rows in perturb.blocks(len(x), settings.batch_size):
+    for rows in pixels.blocks(len(x), settings.batch_size):
         loss, step = cross_entropy(model, y[rows]), settings.step * eps
-        delta[rows] = perturb.sign_descent(loss, x[rows], delta[rows], eps=eps, steps=settings.steps, step=step)
+        delta[rows] = pixels.sign_descent(loss, x[rows], delta[rows], eps=eps, steps=settings.steps, step=step)
     return delta
 
 
 def _class_step(model: nn.Module, x: Tensor, y: Tensor, noise: Tensor, eps: float, settings: EM) -> Tensor:
     """The classes in this batch get the mean of their images' noise after `steps` descents."""
-    start = perturb.project_linf(noise[y], x, eps)
-    moved = perturb.sign_descent(
+    start = pixels.project_linf(noise[y], x, eps)
+    moved = pixels.sign_descent(
         cross_entropy(model, y), x, start, eps=eps, steps=settings.steps, step=settings.step * eps
     )
     noise = noise.clone()
@@ -179,10 +181,10 @@ def rem(target: Target, *, eps: float, settings: REM) -> Tensor:
         z = jittered(x[rows] + delta[rows], flip=target.flip, rng=rng)
         z = z + _adversary(model, z, y[rows], eps, settings, rng)
         train_step(model.train().requires_grad_(True), optimizer, z, y[rows])
-    for rows in perturb.blocks(len(x), settings.batch_size):
+    for rows in pixels.blocks(len(x), settings.batch_size):
         delta[rows] = _robust(model, x[rows], delta[rows], y[rows], eps, settings, target.flip, rng)
     records.note(f"rem: surrogate accuracy {metrics.accuracy(model, x + delta, y):.3f}")
-    return perturb.rounded(x, delta)
+    return pixels.rounded(x, delta)
 
 
 def _visits(count: int, settings: REM, rng: Generator) -> Iterator[Tensor]:
@@ -199,7 +201,7 @@ def _robust(
 ) -> Tensor:
     """Noise moved down the adversary's loss, expected over random transforms; the adversary is held constant."""
     frozen(model)
-    delta = delta if settings.warm else perturb.project_linf(_uniform(x, eps, rng), x, eps)
+    delta = delta if settings.warm else pixels.project_linf(_uniform(x, eps, rng), x, eps)
     for _ in range(settings.steps):
         total = torch.zeros_like(x)
         for _ in range(settings.transforms):
@@ -207,7 +209,7 @@ def _robust(
             z = jittered(x + leaf, flip=flip, rng=rng)
             attack = _adversary(model, z.detach(), y, eps, settings, rng)
             total += torch.autograd.grad(cross_entropy(model, y)(z + attack), leaf)[0]
-        delta = perturb.project_linf(delta - settings.step * eps * total.sign(), x, eps)
+        delta = pixels.project_linf(delta - settings.step * eps * total.sign(), x, eps)
     return delta
 
 
@@ -215,9 +217,9 @@ def _adversary(model: nn.Module, z: Tensor, y: Tensor, eps: float, settings: REM
     """The perturbation within the inner radius that raises the loss at z, from a random start."""
     frozen(model)
     radius = settings.inner * eps
-    start = perturb.project_linf(_uniform(z, radius, rng), z, radius)
+    start = pixels.project_linf(_uniform(z, radius, rng), z, radius)
     step = -settings.inner_step * radius
-    return perturb.sign_descent(cross_entropy(model, y), z, start, eps=radius, steps=settings.inner_steps, step=step)
+    return pixels.sign_descent(cross_entropy(model, y), z, start, eps=radius, steps=settings.inner_steps, step=step)
 
 
 def _uniform(like: Tensor, radius: float, rng: Generator) -> Tensor:

@@ -1,16 +1,20 @@
 """MTUE: one perturbation an image that minimises the loss of every task at once."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from .. import labels, multitask, perturb, records, tasks, weighting
-from ..labels import Labelled
-from ..multitask import MultiTask
-from .base import Target, counted
+from ..base import records
+from ..data import pixels
+from ..tasks.definitions import TASKS, Labelled
+from ..tasks.labels import every as all_tasks
+from ..training import multitask, weighting
+from ..training.multitask import MultiTask
 from .surrogate import frozen
+from .target import Target, counted
 
 FLAT = 1e-4  # loss of the best constant predictor below which there is nothing to learn
 
@@ -43,7 +47,7 @@ def mtue(target: Target, *, eps: float, settings: MTUE) -> Tensor:
     MTL-UE (Yu et al., ICML 2025) has a generator and class embeddings instead. The recipes are ours; `cpu`: ResNet-8,
     ten rounds of twenty batches of 64 and five steps of eps/5. A task that is the same on all images is left out.
     """
-    every = _learnable(labels.every(cast(Any, target.split)))
+    every = _learnable(all_tasks(cast(Any, target.split)))
     model = multitask.make(settings.encoder, list(every.labels), every, seed=target.seed).to(
         target.device, memory_format=torch.channels_last
     )  # type: ignore[call-overload]  # torch's types of `to` lack it
@@ -54,7 +58,7 @@ def mtue(target: Target, *, eps: float, settings: MTUE) -> Tensor:
         loss = game.train(delta)
         delta = game.minimise(delta, eps)
         records.note(f"mtue round {round_}: surrogate loss {loss:.3f} of the best constant predictor's")
-    return perturb.rounded(game.x, delta)
+    return pixels.rounded(game.x, delta)
 
 
 def _learnable(every: Labelled) -> Labelled:
@@ -68,7 +72,7 @@ class _Game:
 
     def __init__(self, model: MultiTask, every: Labelled, target: Target, settings: MTUE) -> None:
         self.model, self.settings, self.cursor = model, settings, 0
-        self.x = perturb.to_float(every.images.to(target.device))
+        self.x = pixels.to_float(every.images.to(target.device))
         self.y = {name: values.to(target.device) for name, values in every.labels.items()}
         self.units = {name: multitask.unit(name, values) for name, values in every.labels.items()}
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr)
@@ -88,14 +92,17 @@ class _Game:
     def minimise(self, delta: Tensor, eps: float) -> Tensor:
         """Every image's noise moved down the balanced losses of the frozen surrogate, warm-started."""
         frozen(self.model)
-        for rows in perturb.blocks(len(self.x), self.settings.batch_size):
+        for rows in pixels.blocks(len(self.x), self.settings.batch_size):
             x, y = self.x[rows], self._labels(rows)
             weights = self._balance(x + delta[rows], y)
-            delta[rows] = perturb.sign_descent(
-                # mypy infers no lambda with defaults.
-                lambda z, y=y, w=weights: sum(w[n] * loss for n, loss in self._losses(z, y).items()), x, delta[rows],  # type: ignore[misc]
-                eps=eps, steps=self.settings.steps, step=self.settings.step * eps,
-            )  # fmt: skip
+            delta[rows] = pixels.sign_descent(
+                partial(self._weighed, y, weights),
+                x,
+                delta[rows],
+                eps=eps,
+                steps=self.settings.steps,
+                step=self.settings.step * eps,
+            )
         return delta
 
     def _labels(self, rows: slice) -> dict[str, Tensor]:
@@ -103,7 +110,10 @@ class _Game:
 
     def _losses(self, z: Tensor, y: dict[str, Tensor]) -> dict[str, Tensor]:
         """Every task's loss, summed over images."""
-        return {n: tasks.NAMES[n].loss(out, y[n]) * len(z) for n, out in self.model(z).items()}
+        return {n: TASKS[n].loss(out, y[n]) * len(z) for n, out in self.model(z).items()}
+
+    def _weighed(self, y: dict[str, Tensor], weights: dict[str, float], z: Tensor) -> Tensor:
+        return cast(Tensor, sum(weights[n] * loss for n, loss in self._losses(z, y).items()))
 
     def _balance(self, z: Tensor, y: dict[str, Tensor]) -> dict[str, float]:
         """For each task one over the mean length of its gradient on an image."""

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import perturb
-from ..config import InputError
+from ..base.errors import InputError
+from ..data import pixels
 
 Shortcut = tuple[int, int, tuple[int, ...]]  # row, column, colour in {0, 1}^c
 
@@ -44,7 +44,7 @@ def ops_choice(images: Tensor, taken: list[Shortcut]) -> Shortcut:
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and mean square over images of each value, float64[c,h,w] in units of [0, 1], from exact integer sums."""
     first, second = torch.zeros((2, *images.shape[1:]), dtype=torch.int64)
-    for rows in perturb.blocks_of(images):
+    for rows in pixels.blocks_of(images):
         values = images[rows].long()
         first += values.sum(0)
         second += values.square().sum(0)

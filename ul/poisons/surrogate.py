@@ -6,16 +6,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import defenses, models, perturb, records, train
-from ..config import InputError
-from ..data import Split
-from .base import Target, counted
+from ..base import records
+from ..base.errors import InputError
+from ..data import pixels
+from ..data.split import Split
+from ..nets import classifiers
+from ..training import defenses, victim
+from .target import Target, counted
 
 
 def network(architecture: str, target: Target, *, outputs: int | None = None) -> nn.Module:
     """An untrained surrogate on the target's device."""
     _, channels, _, size = target.images.shape
-    model = models.make(architecture, channels=channels, classes=outputs or target.classes, size=size, seed=target.seed)
+    shape = {"channels": channels, "classes": outputs or target.classes, "size": size}
+    model = classifiers.make(architecture, **shape, seed=target.seed)
     # torch's types of `to` lack memory_format.
     return counted(model.to(target.device, memory_format=torch.channels_last))  # type: ignore[call-overload]
 
@@ -23,18 +27,24 @@ def network(architecture: str, target: Target, *, outputs: int | None = None) ->
 def fitted(
     architecture: str,
     target: Target,
-    recipe: train.Recipe,
+    recipe: victim.Recipe,
     *,
     defense: defenses.Defense | None = None,
     on_epoch: Callable[[int, nn.Module], None] | None = None,
 ) -> nn.Module:
-    """A surrogate trained on the clean images with `train.fit`, then frozen in eval mode."""
+    """A surrogate trained on the clean images with `victim.fit`, then frozen in eval mode."""
     model = network(architecture, target)
     split = Split(target.images, {"label": target.labels}, "surrogate")
-    history = train.fit(
-        model, split, None, recipe=recipe, defense=defense or defenses.make("none"), seed=target.seed,
-        device=target.device, on_epoch=on_epoch,
-    )  # fmt: skip
+    history = victim.fit(
+        model,
+        split,
+        None,
+        recipe=recipe,
+        defense=defense or defenses.make("none"),
+        seed=target.seed,
+        device=target.device,
+        on_epoch=on_epoch,
+    )
     records.note(f"surrogate {architecture}: training accuracy {history.train_accuracy[-1]:.3f}")
     return frozen(model)
 
@@ -60,7 +70,7 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y:
     optimizer.step()
 
 
-def cross_entropy(model: nn.Module, y: Tensor) -> perturb.Loss:
+def cross_entropy(model: nn.Module, y: Tensor) -> pixels.Loss:
     """z -> the sum over images of the cross-entropy of model(z) to y."""
     return lambda z: F.cross_entropy(model(z), y, reduction="sum")
 
@@ -68,10 +78,10 @@ def cross_entropy(model: nn.Module, y: Tensor) -> perturb.Loss:
 def in_blocks(target: Target, attack: Callable[[Tensor, Tensor], Tensor], *, size: int, label: str) -> Tensor:
     """uint8 images + attack(float images, labels), block by block, so that few floats are held at once."""
     out = torch.empty_like(target.images)
-    parts = list(perturb.blocks(len(target), size))
+    parts = list(pixels.blocks(len(target), size))
     for rows in records.progress(parts, label, len(parts)):
         x, y = target.part(rows)
-        out[rows] = perturb.to_uint8((x + attack(x, y)).cpu())
+        out[rows] = pixels.to_uint8((x + attack(x, y)).cpu())
     return out
 
 

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import defenses, perturb
-from ..config import InputError
-from ..train import Recipe
-from .base import Target
+from ..base.errors import InputError
+from ..data import pixels
+from ..training import defenses
+from ..training.victim import Recipe
 from .surrogate import cross_entropy, fitted, frozen, in_blocks, jittered
+from .target import Target
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,14 @@ def tap(target: Target, *, eps: float, settings: TAP) -> Tensor:
         best, least = torch.zeros_like(x), x.new_full((len(x),), torch.inf)
         for _ in range(settings.restarts):
             start = torch.randn(x.shape, generator=rng).to(x.device).clamp(-1, 1) * eps
-            moved = perturb.sign_descent(
-                lambda z: cross_entropy(model, goal)(jittered(z, flip=target.flip, rng=rng)), x,
-                perturb.project_linf(start, x, eps), eps=eps, steps=settings.steps, step=settings.step * eps,
-            )  # fmt: skip
+            moved = pixels.sign_descent(
+                lambda z: cross_entropy(model, goal)(jittered(z, flip=target.flip, rng=rng)),
+                x,
+                pixels.project_linf(start, x, eps),
+                eps=eps,
+                steps=settings.steps,
+                step=settings.step * eps,
+            )
             with torch.no_grad():
                 loss = F.cross_entropy(model(x + moved), goal, reduction="none")
             better = loss < least
@@ -113,10 +118,14 @@ def hypo(target: Target, *, eps: float, settings: HYPO) -> Tensor:
     rng = target.rng(1)
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
-        return perturb.sign_descent(
-            lambda z: cross_entropy(model, y)(jittered(z, flip=target.flip, rng=rng)), x, torch.zeros_like(x),
-            eps=eps, steps=settings.steps, step=settings.step * eps,
-        )  # fmt: skip
+        return pixels.sign_descent(
+            lambda z: cross_entropy(model, y)(jittered(z, flip=target.flip, rng=rng)),
+            x,
+            torch.zeros_like(x),
+            eps=eps,
+            steps=settings.steps,
+            step=settings.step * eps,
+        )
 
     return in_blocks(target, attack, size=settings.batch_size, label="hypo")
 
@@ -144,7 +153,7 @@ def sep(target: Target, *, eps: float, settings: SEP) -> Tensor:
         goal = shifted(y, target.classes, target.classes // 2)
         losses = [cross_entropy(model, goal) for model in kept]
         start = torch.zeros_like(x)
-        return perturb.sign_descent(losses, x, start, eps=eps, steps=settings.steps, step=settings.step * eps)
+        return pixels.sign_descent(losses, x, start, eps=eps, steps=settings.steps, step=settings.step * eps)
 
     return in_blocks(target, attack, size=settings.batch_size, label="sep")
 

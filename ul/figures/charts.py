@@ -1,0 +1,170 @@
+"""Figures that several notebooks use: functions take arrays and axes, return axes and save nothing."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .style import MARKERS, colour
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ABREAST = 8  # heat maps in a row, at most
+
+
+def show(ax: Axes, image: np.ndarray, title: str = "", **options: Any) -> Axes:
+    """An image [c,h,w] (c = 1 or 3) or [h,w] without axes."""
+    image = np.asarray(image)
+    if image.ndim == 3:
+        image = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
+    ax.imshow(image, interpolation="nearest", **({"cmap": "gray"} if image.ndim == 2 else {}) | options)
+    ax.set_title(title)
+    ax.set_axis_off()
+    return ax
+
+
+def gallery(rows: dict[str, np.ndarray], *, cell: float = 0.75) -> Figure:
+    """One row of images [n,c,h,w] in 0..255 for each name."""
+    count = len(next(iter(rows.values())))
+    size = (cell * count + 1.0, cell * len(rows) + 0.1)
+    figure, axes = plt.subplots(len(rows), count, figsize=size, squeeze=False)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for ax, image in zip(line, images, strict=True):
+            show(ax, image, vmin=0, vmax=255)
+        line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center")
+    return figure
+
+
+def heat_maps(
+    maps: dict[str, np.ndarray], layers: Sequence[str], epochs: Sequence[int], *, beta: float | None
+) -> Figure:
+    """SAL [epochs, layers] (nats) of several conditions on one logarithmic scale.
+
+    The learnable threshold `beta`, if given, is marked on the colour bar; white dots mark layers above it.
+    """
+    values = np.concatenate([m.ravel() for m in maps.values()])
+    top = values.max() or 1.0  # all zero at epsilon = 0
+    norm = matplotlib.colors.LogNorm(max(values[values > 0].min(initial=top) / 2, top * 1e-5), top, clip=True)
+    rows = -(-len(maps) // ABREAST)
+    columns = -(-len(maps) // rows)
+    size = (1.35 * columns + 1.9, (0.2 * len(layers) + 1.0) * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
+    for ax, (name, sal) in zip(axes.flat, maps.items(), strict=False):
+        picture = ax.pcolormesh(sal.T, norm=norm, edgecolors="white", linewidth=0.3)
+        high, low = np.nonzero(sal > (np.inf if beta is None else beta))
+        ax.plot(high + 0.5, low + 0.5, "o", color="white", markeredgecolor="black", markeredgewidth=0.4, markersize=3)
+        ax.set(title=name, xticks=np.arange(len(epochs)) + 0.5, xticklabels=epochs, xlabel="epoch")
+    for ax in axes.flat[len(maps) :]:
+        ax.set_axis_off()
+    axes[0, 0].set(yticks=np.arange(len(layers)) + 0.5, yticklabels=layers)
+    axes[0, 0].invert_yaxis()
+    bar = figure.colorbar(picture, ax=axes, label="SAL (nats), mean over seeds")
+    if beta is not None:
+        bar.ax.axhline(beta, color="white", linewidth=1.5)
+        bar.ax.text(-0.4, beta, "β", ha="right", va="center")
+    return figure
+
+
+def intervals(ax: Axes, frame: "pd.DataFrame", column: str, *, label: str, ratio: bool = False) -> Axes:
+    """One point with its 95 % interval for each row of a summary table (columns column, column_low, column_high).
+
+    ratio: on a logarithmic axis with a line at 1.
+    """
+    for place, (_, row) in enumerate(frame[::-1].iterrows()):
+        span = np.abs([[row[column] - row[f"{column}_low"]], [row[f"{column}_high"] - row[column]]])
+        ax.errorbar(row[column], place, xerr=np.nan_to_num(span), fmt="o", color=colour(row["method"]), capsize=2)
+    ax.set(
+        yticks=range(len(frame)), yticklabels=[f"{m} (n={n})" for m, n in zip(frame.method, frame.n, strict=True)][::-1]
+    )
+    if ratio:
+        ax.axvline(1, color="#bbbbbb", linewidth=0.8, zorder=0)
+        ax.set_xscale("log")
+    ax.set_xlabel(label)
+    return ax
+
+
+def scatter(ax: Axes, frame: "pd.DataFrame", *, x: str, y: str, labels: tuple[str, str]) -> Axes:
+    """A point a run, coloured and marked by method."""
+    for i, (method, part) in enumerate(frame.groupby("method", sort=False)):
+        ax.plot(
+            part[x], part[y], MARKERS[i % len(MARKERS)], color=colour(method), alpha=0.6, markersize=4, label=method
+        )
+    ax.set(xlabel=labels[0], ylabel=labels[1])
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def bumps(ax: Axes, values: "pd.DataFrame", *, label: str) -> Axes:
+    """How the order of methods changes from one column to the next: rank 1 has the largest value.
+
+    values: DataFrame, a row a method, a column a place (a defense, an architecture); nan: no value there.
+    """
+    places, ranks = np.arange(values.shape[1]), values.rank(ascending=False)
+    for method, row in ranks.iterrows():
+        known = row.notna().to_numpy()
+        ax.plot(places[known], row[known], "o-", color=colour(method), markersize=5)
+        ax.annotate(method, (places[known][-1], row[known].iloc[-1]), xytext=(6, -3), textcoords="offset points")
+    ax.set(xticks=places, xticklabels=values.columns, yticks=np.arange(1, len(values) + 1), title=label)
+    ax.set(ylabel="rank by UD (1: the largest)", xlim=(-0.2, places[-1] + 0.6))
+    ax.invert_yaxis()
+    return ax
+
+
+def rankings(values: "pd.DataFrame", table: "pd.DataFrame") -> Figure:
+    """How choices place methods: one row a choice, by name and in order.
+
+    values: DataFrame with a column a method. table: DataFrame with tau and accuracy_tau and their intervals.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 0.25 * len(values) + 1.2), sharey=True)
+    places = np.arange(len(values))
+    for method in values.columns:
+        left.plot(values[method], places, "o", color=colour(method), label=method, markersize=4)
+    left.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+    left.set(xlabel="log UD, mean over seeds", yticks=places, yticklabels=values.index)
+    shown = (("tau", "τ with the default's UD", "#000000", -0.15), ("accuracy_tau", "τ with accuracy", "#7f6a4f", 0.15))
+    for column, name, paint, shift in shown:
+        ends = table[[f"{column}_low", f"{column}_high"]].clip(-1, 1)
+        spans = ends.sub(table[column], axis=0).abs().fillna(0).T.to_numpy()
+        look = {"fmt": "s", "color": paint, "capsize": 2, "markersize": 3, "label": name}
+        right.errorbar(table[column], places + shift, xerr=spans, **look)
+    right.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
+    right.set(xlabel="Kendall's τ over methods", xlim=(-1.05, 1.05), xticks=(-1, -0.5, 0, 0.5, 1))
+    right.invert_yaxis()
+    figure.legend(ncols=6, loc="outside upper center")
+    return figure
+
+
+def curves(
+    ax: Axes, lines: dict[str, np.ndarray], *, ylabel: str, epochs: Sequence[int] | None = None, band: bool = True
+) -> Axes:
+    """float[seeds, epochs] a method: mean over seeds, with the range as a band; epochs: from 1 unless told."""
+    looks = ("-", "--", "-.", ":")  # lines that lie on each other stay visible
+    for i, (name, values) in enumerate(lines.items()):
+        values = np.atleast_2d(values)
+        at = np.arange(1, values.shape[1] + 1) if epochs is None else epochs
+        label, marker, line = f"{name} (n={len(values)})", "" if band else "o", looks[i % len(looks)]
+        ax.plot(at, values.mean(0), color=colour(name), label=label, marker=marker, linestyle=line)
+        if band:
+            ax.fill_between(at, values.min(0), values.max(0), color=colour(name), alpha=0.2, linewidth=0)
+    ax.set(xlabel="epoch", ylabel=ylabel)
+    if epochs is not None:
+        ax.set_xticks(epochs)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)  # above the axes: inside it would lie on some line
+    return ax
+
+
+def spectrum(ax: Axes, amplitude: np.ndarray, *, name: str) -> Axes:
+    """Mean log10 amplitude [h,w] of the Fourier transform of `name`'s perturbation; the centre is 0 cycles."""
+    h, w = amplitude.shape
+    values = np.log10(amplitude + 1e-4)
+    middle, half = (values.max() + values.min()) / 2, max(np.ptp(values) / 2, 0.05)  # a flat spectrum has no contrast
+    extent = (-w / 2, w / 2, -h / 2, h / 2)
+    picture = ax.imshow(values, extent=extent, vmin=middle - half, vmax=middle + half)
+    ax.set(xlabel="cycles per image", ylabel="cycles per image", title=f"{name}: spectrum")
+    plt.colorbar(picture, ax=ax, label="log10 amplitude")
+    return ax

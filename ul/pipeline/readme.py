@@ -1,0 +1,78 @@
+"""What the pipeline finds as blocks of text, and how they come into README: between comments that mark the place."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from ..base import records, stats
+from ..base.errors import InputError, existing, located
+from ..base.names import CLEAN, NOISE
+
+BLOCK = re.compile(r"<!-- (?P<name>\w+): written by the pipeline -->\n(?P<block>.*?)\n<!-- end of (?P=name) -->", re.S)
+START, END = "<!-- {name}: written by the pipeline -->", "<!-- end of {name} -->"
+
+
+def placed(text: str, name: str, block: str) -> str:
+    """`text` with `block` between the comments that name it. Raises InputError if they are not there."""
+    start, end = START.format(name=name), END.format(name=name)
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise InputError(f"no place for {name}: write the lines `{start}` and `{end}` where it belongs")
+    before, after = text.partition(start)[0], text.partition(end)[2]
+    return f"{before}{start}\n{block}\n{end}{after}"
+
+
+def update(path: Path | str, **blocks: str) -> None:
+    """Put the blocks into a text file, each between the comments that name it. Raises InputError if it has no place."""
+    path = existing(located(path), "restore it with git")
+    text = _read(path)
+    try:
+        for name, block in blocks.items():
+            text = placed(text, name, block)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    records.write_text(path, text)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def findings(**blocks: str) -> str:
+    """The blocks as a text of their own, which `renew` copies from."""
+    return "\n\n".join(f"{START.format(name=n)}\n{block}\n{END.format(name=n)}" for n, block in blocks.items()) + "\n"
+
+
+def renew(path: Path | str, source: Path | str) -> list[str]:
+    """Copy all blocks of a text that `findings` wrote into another, and name them. Raises InputError as `update`."""
+    text = _read(existing(located(source), "run `dvc repro`"))
+    blocks = {match["name"]: match["block"] for match in BLOCK.finditer(text)}
+    if not blocks:
+        raise InputError(f"{source}: holds no block; run `dvc repro` again")
+    update(path, **blocks)
+    return list(blocks)
+
+
+def headline(summary: pd.DataFrame) -> str:
+    """Markdown: accuracy, its difference to noise and UD of every method of one block, with intervals and n."""
+    rows = ["| trained on | n | accuracy on clean test images | minus noise | UD, layers |", "|---|---|---|---|---|"]
+    for _, row in summary.iterrows():
+        cells = [_cell(row, name) for name in ("test_accuracy", "accuracy_minus_noise", "ud_layers")]
+        rows.append(" | ".join(["| " + row["method"], str(row["n"]), *cells]) + " |")
+    return "\n".join(rows)
+
+
+def _cell(row: pd.Series, name: str) -> str:
+    if row["method"] == {"accuracy_minus_noise": NOISE, "ud_layers": CLEAN}.get(name):
+        return "1" if name == "ud_layers" else ""
+    value, low, high = (stats.fixed(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    return f"{value} [{low}, {high}]"
+
+
+def listing(table: pd.DataFrame) -> str:
+    """Markdown: every claim with its verdict and what was measured."""
+    rows = [f"| {row.claim} | {row.text} | **{row.verdict}** | {row.measured} |" for row in table.itertuples()]
+    return "\n".join(["| claim | | verdict | measured |", "|---|---|---|---|", *rows])

@@ -1,0 +1,1 @@
+"""SAL, the search behind it, and other scores of a trained network."""

@@ -1,0 +1,104 @@
+"""What one layer's weights reach: a traced network, cut before that layer, with frozen batch norms folded away."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.split_module import split_module
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..base import records
+from ..base.errors import InputError
+
+SAME = 1e-5  # of the largest output: what rounding may add
+Parts = tuple[Callable[[Tensor], tuple[Any, ...]], nn.Module]  # head and tail of a network
+
+
+def traced(model: nn.Module, images: Tensor) -> fx.GraphModule | None:
+    """The graph of `model`, in eval mode, over the model's own submodules and weights.
+
+    None, with a line in the log, where torch.fx cannot follow it (control flow on values) or where the graph computes
+    something else for `images`; bits that differ, as they may on a GPU from call to call, are no other thing.
+    """
+    try:
+        graph = fx.symbolic_trace(model)
+        with torch.no_grad():
+            found, wanted = graph(images), model(images)
+            far = (found - wanted).abs().max().item() / wanted.abs().max().clamp_min(1e-12).item()
+    except Exception as error:  # a model may do anything with the values that trace it
+        why = records.reason(error)
+        records.note(f"SAL takes the whole network for every layer: torch.fx cannot follow it ({why})")
+        return None
+    if not far <= SAME:  # NaN among them
+        records.note(f"SAL takes the whole network for every layer: its graph computes something else (by {far:.2g})")
+        return None
+    return graph
+
+
+def cut(model: nn.Module, graph: fx.GraphModule | None, layer: str) -> Parts:
+    """(head, tail) with tail(*head(x)) = model(x); what `layer` does not reach is in the head, and only there.
+
+    layer: a name in model.named_modules(). The tail holds the layer itself and frozen copies of the rest of what it
+    reaches, each batch norm folded into the convolution before it, so it is right as long as only that layer changes.
+    Without a graph the head is the identity and the tail the whole model. Raises InputError if the model does not
+    call the layer.
+    """
+    if graph is None:
+        return lambda x: (x,), model
+    probed = model.get_submodule(layer)
+    reached = _reached(graph, probed)
+    if not reached:
+        raise InputError(f"the network never calls {layer}; name other layers")
+    parts = split_module(graph, model, lambda node: int(node in reached), keep_original_order=True)
+    return _until(parts, "submod_1"), _folded(cast(fx.GraphModule, parts.submod_1), probed)
+
+
+def normalised(graph: fx.GraphModule) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Every convolution that only a batch norm reads, with that norm; the model's own modules."""
+    modules = dict(graph.named_modules())
+    return [pair for node in graph.graph.nodes if (pair := _pair(node, modules))]
+
+
+def _reached(graph: fx.GraphModule, module: nn.Module) -> set[fx.Node]:
+    """The nodes that depend on what `module` returns, its calls among them."""
+    reached: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        calls = node.op == "call_module" and graph.get_submodule(node.target) is module
+        if calls or reached.intersection(node.all_input_nodes):
+            reached.add(node)
+    return reached
+
+
+def _until(parts: fx.GraphModule, last: str) -> fx.GraphModule:
+    """`parts` without its last submodule: what that one is called with, as a tuple (values and bare parameters)."""
+    call = next(node for node in parts.graph.nodes if node.target == last)
+    output = next(node for node in parts.graph.nodes if node.op == "output")
+    output.args = (call.args,)
+    parts.graph.eliminate_dead_code()
+    parts.recompile()
+    return parts
+
+
+def _folded(tail: fx.GraphModule, probed: nn.Module) -> fx.GraphModule:
+    """`tail` with every batch norm folded into the convolution before it, but for the probed one's."""
+    modules = dict(tail.named_modules())
+    for node in list(tail.graph.nodes):
+        pair = _pair(node, modules)
+        if pair and pair[0] is not probed:
+            conv, norm = pair
+            before = node.args[0]
+            tail.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
+            node.replace_all_uses_with(before)
+            tail.graph.erase_node(node)
+    tail.recompile()
+    return tail
+
+
+def _pair(node: fx.Node, modules: dict[Any, nn.Module]) -> tuple[nn.Conv2d, nn.BatchNorm2d] | None:
+    """(convolution, batch norm) if `node` is a batch norm that alone reads a convolution."""
+    before = node.args[0] if node.op == "call_module" and node.args else None
+    if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+        return None
+    conv, norm = modules[before.target], modules[node.target]
+    return (conv, norm) if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) else None

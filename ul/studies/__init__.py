@@ -1,0 +1,1 @@
+"""What is run: conditions, the runs themselves, one executor and one store for all of them."""

@@ -1,0 +1,1 @@
+"""Tables, verdicts and sentences from records and arrays; no torch."""

@@ -1,0 +1,1 @@
+"""How networks are trained: victims, defenses, several tasks at once; and how they are scored."""
