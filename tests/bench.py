@@ -20,8 +20,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests import plain
 from tests.imports import ROOT
-from ul import cross_task, data, defenses, labels, landscape, models, multitask, perturb, poisons, sal, train
-from ul.poisons import autoregressive, base, onepixel
+from ul import data, poisons
+from ul.base.names import METHODS, VIEWS
+from ul.data import pixels
+from ul.nets import classifiers
+from ul.nets.device import device
+from ul.poisons import autoregressive, onepixel, target
+from ul.sharpness import sal
+from ul.studies.surfaces import random_plane, surface
+from ul.tasks import labels
+from ul.training import defenses, multitask, victim
 
 COLUMNS = ["date", "what", "unit", "seconds", "reference_seconds", "ratio", "machine"]
 
@@ -39,35 +47,35 @@ def seconds(action: Callable, *, times: int = 3) -> float:
 def main_parts() -> list[list]:
     clean = data.load("rooms", "train", root=ROOT / "data", size=32, targets=("class_object",))
     classes = clean.targets["class_object"]
-    model = models.make("resnet8", channels=3, classes=10, size=32, seed=0)
-    x, y = perturb.to_float(clean.images[:128]), classes[:128]
+    model = classifiers.make("resnet8", channels=3, classes=10, size=32, seed=0)
+    x, y = pixels.to_float(clean.images[:128]), classes[:128]
     rng = torch.Generator().manual_seed(0)
-    recipe = train.Recipe(epochs=1)
+    recipe = victim.Recipe(epochs=1)
     settings = {"defense": defenses.make("none"), "seed": 0, "device": "cpu", "target": "class_object"}
     probe, plain_probe = seconds(lambda: sal.per_layer(model, x, y)), seconds(lambda: plain.plain_sal(model, x, y))
     found = [
         ["SAL, resnet8, 128 images", "probe", probe, plain_probe],
-        ["crop and flip", "1,120 images", seconds(lambda: train.augment(clean.images, pad=4, flip=True, rng=rng)),
+        ["crop and flip", "1,120 images", seconds(lambda: victim.augment(clean.images, pad=4, flip=True, rng=rng)),
          seconds(lambda: plain.plain_augment(clean.images, pad=4, rng=rng))],
         ["training, resnet8", "epoch of 1,120 images",
-         seconds(lambda: train.fit(model, clean, clean.take(torch.arange(280)), recipe=recipe, **settings)), None],
+         seconds(lambda: victim.fit(model, clean, clean.take(torch.arange(280)), recipe=recipe, **settings)), None],
     ]  # fmt: skip
     return found + handcrafted(clean)
 
 
 def training() -> list[list]:
     """An epoch beside its bare passes, beside a data loader and beside the machine's matrix products; SAL's share."""
-    where = models.device()
+    where = device()
     name, count = ("resnet18", 10_000) if where.type == "cuda" else ("resnet8", 1120)
     clean = data.load("rooms", "train", root=ROOT / "data", size=32, targets=("class_object",))
     clean = clean.take(torch.arange(count) % len(clean))
-    model = models.make(name, channels=3, classes=10, size=32, seed=0).to(where, memory_format=torch.channels_last)
-    classes, size = clean.targets["class_object"], train.RECIPES[name].batch_size
-    x = perturb.to_float(clean.images.to(where)).contiguous(memory_format=torch.channels_last)
+    model = classifiers.make(name, channels=3, classes=10, size=32, seed=0).to(where, memory_format=torch.channels_last)
+    classes, size = clean.targets["class_object"], victim.RECIPES[name].batch_size
+    x = pixels.to_float(clean.images.to(where)).contiguous(memory_format=torch.channels_last)
     y = classes.to(where)
     settings = {"defense": defenses.make("none"), "seed": 0, "device": where, "target": "class_object"}
-    recipe = replace(train.RECIPES[name], epochs=1)
-    ours = seconds(lambda: waited(train.fit, model, clean, None, recipe=recipe, **settings))
+    recipe = replace(victim.RECIPES[name], epochs=1)
+    ours = seconds(lambda: waited(victim.fit, model, clean, None, recipe=recipe, **settings))
     bare = seconds(lambda: waited(plain.plain_training, model.train(), x, y, batch_size=size))
     loader = seconds(
         lambda: waited(plain.plain_loader, model, clean.images, classes, batch_size=size, device=where), times=1
@@ -104,12 +112,12 @@ def products(model: nn.Module, x: torch.Tensor) -> float:
 
 def all_poisons() -> list[list]:
     clean = data.load("rooms", "train", root=ROOT / "data", size=32, targets=("class_object",))
-    return [made(name, clean) for name in poisons.NAMES if not poisons.NAMES[name].tasks]
+    return [made(name, clean) for name, method in METHODS.items() if not method.tasks]
 
 
 def several_tasks() -> list[list]:
     """An epoch of joint training beside a bare loop of the same network on fixed batches."""
-    names = list(cross_task.SEVERAL)
+    names = list(VIEWS)
     clean, _ = labels.load("rooms", names, root=str(ROOT / "data"), size=32, limit=None)
     recipe, found = multitask.Recipe(epochs=1), []
     for encoder in ("resnet8", "vit"):
@@ -123,9 +131,9 @@ def several_tasks() -> list[list]:
 def surfaces() -> list[list]:
     """A 21x21 loss surface of LeNet-5 on 500 images beside setting weights and evaluating point by point."""
     digits = data.load("mnist", "train", root=ROOT / "data", limit=500)
-    model = models.make("lenet5", channels=1, classes=10, size=28, seed=0)
-    plane, at = landscape.random_plane(model, rng=torch.Generator().manual_seed(0)), torch.linspace(-1, 1, 21)
-    ours = seconds(lambda: landscape.surface(model, digits, plane, at, at))
+    model = classifiers.make("lenet5", channels=1, classes=10, size=28, seed=0)
+    plane, at = random_plane(model, rng=torch.Generator().manual_seed(0)), torch.linspace(-1, 1, 21)
+    ours = seconds(lambda: surface(model, digits, plane, at, at))
     bare = seconds(lambda: plain.plain_surface(model, digits, plane, at, at))
     return [["loss surface 21x21, lenet5", "500 images", ours, bare]]
 
@@ -157,13 +165,13 @@ def handcrafted(clean: data.Split) -> list[list]:
 
 def made(name: str, clean: data.Split) -> list:
     """A poison by its cpu recipe; the reference is bare loops of as many passes, frozen and in training each."""
-    recipe, few = poisons.NAMES[name].settings()["cpu"], clean.take(torch.arange(256))
+    recipe, few = poisons.recipes(name)["cpu"], clean.take(torch.arange(256))
     with poisons.counting() as passes, training_passes() as trained:
         cost = seconds(lambda: poisons.make(name, few, seed=0, device="cpu", recipe="cpu"), times=1)
     if not passes.images or name in ("dc", "tue"):  # a second network or views cost more than the passes counted
         return [f"poison {name} (recipe cpu)", "256 images", cost, None]
-    model = models.make(recipe.architecture, channels=3, classes=10, size=32, seed=0)
-    images = (perturb.to_float(few.images), few.targets["class_object"])
+    model = classifiers.make(recipe.architecture, channels=3, classes=10, size=32, seed=0)
+    images = (pixels.to_float(few.images), few.targets["class_object"])
     update = seconds(lambda: plain.plain_training(model.train(), *images, batch_size=recipe.batch_size))
     model.eval().requires_grad_(False)
     bare = seconds(lambda: plain.plain_passes(model, *images, batch_size=recipe.batch_size))
@@ -178,7 +186,7 @@ def training_passes() -> Iterator[list[int]]:
     sizes = []
 
     def note(module: nn.Module, inputs: tuple, output) -> None:
-        if module.training and base._count in module._forward_hooks.values():
+        if module.training and target._count in module._forward_hooks.values():
             sizes.append(len(output))
 
     handle = register_module_forward_hook(note)

@@ -23,7 +23,12 @@ from torch.nn import functional as F
 
 from tests import plain
 from tests.imports import ROOT
-from ul import data, defenses, models, perturb, poisons, records, sal, train
+from ul import data, poisons
+from ul.base import records
+from ul.data import pixels
+from ul.nets import classifiers
+from ul.sharpness import sal
+from ul.training import defenses, victim
 
 PATH = ROOT / "results" / "bench" / "sal_cpu.csv"
 BATCH = 64
@@ -75,9 +80,9 @@ def trained(case: Case) -> tuple[dict[int, nn.Module], data.Split]:
     """The network after each probed epoch, and the images that it was trained on."""
     clean = data.load("rooms", "train", root=ROOT / "data", size=case.size, limit=case.limit, targets=("class_object",))
     split = clean if case.method == "clean" else poisons.make(case.method, clean, seed=0, device="cpu", recipe="cpu")
-    model, kept = models.make(case.architecture, channels=3, classes=10, size=case.size, seed=0), {}
-    train.fit(
-        model, split, None, recipe=replace(train.RECIPES[case.architecture], epochs=case.epochs), seed=0, device="cpu",
+    model, kept = classifiers.make(case.architecture, channels=3, classes=10, size=case.size, seed=0), {}
+    victim.fit(
+        model, split, None, recipe=replace(victim.RECIPES[case.architecture], epochs=case.epochs), seed=0, device="cpu",
         defense=defenses.make("none"), target="class_object",
         on_epoch=lambda epoch, m: kept.update({epoch: copy.deepcopy(m)} if epoch in dict(case.probed) else {}),
     )  # fmt: skip
@@ -133,10 +138,10 @@ def measured(case: Case) -> list[dict]:
     torch.set_num_threads(1)
     stamp = {"date": datetime.date.today().isoformat(), "machine": platform.machine()}
     found, (kept, split) = [], trained(case)
-    layers = models.probed_layers(kept[case.epochs])[:: case.every]
+    layers = classifiers.probed_layers(kept[case.epochs])[:: case.every]
     for epoch, count in case.probed:
         chosen = split.take(torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:count])
-        x = perturb.to_float(chosen.images).contiguous(memory_format=torch.channels_last)
+        x = pixels.to_float(chosen.images).contiguous(memory_format=torch.channels_last)
         names = {"model": case.architecture, "data": case.method, "epoch": epoch, "images": count}
         found += rows_of(kept[epoch], x, chosen.targets["class_object"], layers, stamp | names)
         print(in_words([r for r in found if r["estimator"] == DEFAULT][-1]), flush=True)

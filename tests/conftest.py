@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ul import rooms
+from ul.data import rooms
 
 SHARED = Path(os.environ.get("UL_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 SUFFIX = {"segment_semantic": "segmentsemantic", "class_scene": "class_places"}

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ul import readme
+from ul.pipeline import readme
 
 ROOT = Path(__file__).resolve().parent.parent
 NODE = re.compile(r'\s*(node\d+)\["(.*)"\]')

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from tests.imports import ROOT
-from ul import records
+from ul.base import records
 
 TABLE = ROOT / "results" / "bench" / "licences.csv"
 COLUMNS = ("package", "version", "licence", "decision")

@@ -9,7 +9,7 @@ from torch.func import replace_all_batch_norm_modules_
 from torch.nn import functional as F
 from torch.nn.utils import vector_to_parameters
 
-from ul import models
+from ul.nets import classifiers
 
 STRIDE = 2.5  # ball radii that all steps of the plain SAL loop together could go
 
@@ -20,7 +20,7 @@ def plain_sal(
     """(S_max, S_min) of every layer by a plain loop: for each direction a full pass a step, then the projection."""
     model.eval()
     out = {}
-    for name in layers or models.probed_layers(model):
+    for name in layers or classifiers.probed_layers(model):
         weight = model.get_submodule(name).weight
         start, radius = weight.detach().clone(), epsilon * weight.norm().item()
         base, best = F.cross_entropy(model(images), targets).item(), {1: 0.0, -1: 0.0}

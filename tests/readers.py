@@ -19,10 +19,14 @@ import torch
 from safetensors.numpy import save as tensor_bytes
 
 from tests.conftest import idx_bytes, picture, plant, view_arrays
-from tests.test_benchmark import SETTINGS
-from ul import behaviour, claims, data, fetch, kept, nb, paths, readme, records, tables
-from ul.benchmark import cells
-from ul.config import InputError
+from ul import data
+from ul.base import records
+from ul.base.errors import InputError
+from ul.data import fetch
+from ul.pipeline import cleaning, notebooks, readme
+from ul.studies import paths, store
+from ul.tables import benchmark, claims
+from ul.tables import poisons as poison_tables
 
 # ---- Whole files, and sums mended so that damage gets past them ----------------------------------------------------
 
@@ -95,9 +99,9 @@ def same(raw: bytes) -> bytes:
 class Reader:
     """What reads one kind of file.
 
-    file: where the damaged file lies in the folder; wholes: good contents; read(folder); functions: those of `ul` that
-    open or first interpret it; mend: what makes damaged bytes pass their sums; beside: other files that must be there;
-    makes: what it may leave in the folder.
+    file: where the damaged file lies in the folder; wholes: good contents; read(folder); functions: those below `ul`
+    that open or first interpret it; mend: what makes damaged bytes pass their sums; beside: other files that must be
+    there; makes: what it may leave in the folder.
     """
 
     file: str
@@ -177,24 +181,39 @@ def _paths() -> bytes:
 
 
 def _notebook(folder: Path) -> None:
-    nb.kinds_of(str(folder / "in" / "a.ipynb"))
-    nb.stable(nb._finished(folder / "in" / "a.ipynb", "a.ipynb"))
-    nb.clean(str(folder / "in"), str(folder / "out"))
+    notebooks.kinds_of(str(folder / "in" / "a.ipynb"))
+    notebooks.stable(notebooks._finished(folder / "in" / "a.ipynb", "a.ipynb"))
+    cleaning.clean(str(folder / "in"), str(folder / "out"))
 
 
 def _parameters(folder: Path) -> None:
-    found = nb.parameters_from([f"{folder / 'p.yaml'}:grid"], [])
-    nb.checked(
+    found = notebooks.parameters_from([f"{folder / 'p.yaml'}:grid"], [])
+    notebooks.checked(
         found, {"settings": "list[str]", "limit": "int", "again": "int", "nested": "dict"}, str(folder / "p.yaml")
     )
 
 
 def _kept(folder: Path) -> None:
     """What was kept comes back as it was, or not at all."""
-    found = kept.load(folder / "cell.json", CELL.poison)
-    if found is None:
+    if (found := store.load(folder / "cell.json")) is None:
         raise InputError(f"{folder}: trained again")
-    assert found == RUN
+    arrays = found.pop("arrays")
+    assert found == RUN and np.array_equal(arrays["a"], IMAGES) and len(arrays) == 1
+
+
+def _cleaned(folder: Path) -> None:
+    """What stages depended on before, to name what changed: as it was written, or unknown."""
+    known, text = cleaning._closures(folder / "out"), cleaning._text(folder / "out" / "a.ipynb")
+    if "a.ipynb" not in known or text is None:
+        raise InputError(f"{folder}: written again")
+
+
+def _packed(folder: Path) -> None:
+    found = records.study(lambda: {}, recorded=str(folder / "a.json"))
+    try:
+        records.unpacked(found)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
 
 
 def _archive(folder: Path) -> None:
@@ -204,75 +223,111 @@ def _archive(folder: Path) -> None:
 def _recipes(folder: Path) -> None:
     import pandas as pd
 
-    behaviour.with_recipes(
+    poison_tables.with_recipes(
         pd.DataFrame({"dataset": ["rooms"], "method": ["em"], "recipe": ["cpu"]}), folder / "recipes.csv"
     )
 
 
-CELL = cells(SETTINGS)[0]
-KEPT = json.dumps(kept.sealed(RUN)).encode()
+def _kept_files() -> tuple[bytes, bytes]:
+    """A finished run: its record and its arrays."""
+    with tempfile.TemporaryDirectory() as name:
+        store.save(Path(name) / "cell.json", RUN, {"a": IMAGES})
+        return tuple((Path(name) / f"cell.{kind}").read_bytes() for kind in ("json", "safetensors"))
+
+
+def _cleaned_file() -> bytes:
+    return nbformat.writes(cleaning.with_closure(notebooks.cleaned(nbformat.from_dict(NOTEBOOK)))).encode()
+
+
+KEPT, ARRAYS = _kept_files()
+PACKED = json.dumps(records.packed(IMAGES)).encode()
 READERS: dict[str, Reader] = {
-    "npz": Reader("p.npz", (zipped(npy(IMAGES)), zipped(npy(IMAGES), 0)), _poison("p.npz"), ("files._read_npz",)),
+    "npz": Reader(
+        "p.npz", (zipped(npy(IMAGES)), zipped(npy(IMAGES), 0)), _poison("p.npz"), ("data.formats._read_npz",),
+    ),
     "npz, inside": Reader(
-        "p.npz", (npy(IMAGES),), _poison("p.npz"), ("files._array", "files.read", "data.read_poison"), zipped,
+        "p.npz", (npy(IMAGES),), _poison("p.npz"),
+        ("data.formats._array", "data.formats.read", "data.poison_files.read_poison"), zipped,
     ),
     "safetensors": Reader(
         "p.safetensors", (tensor_bytes({"images": IMAGES, "label": LABELS}),), _poison("p.safetensors"),
-        ("files._read_safetensors",), header,
+        ("data.formats._read_safetensors",), header,
     ),
     "folder of png": Reader(
         "p/data/1.png", (picture(IMAGES[1]),), _poison("p"),
-        ("files._read_folder", "files._read_png"), crc,
+        ("data.formats._read_folder", "data.formats._read_png"), crc,
         tuple((f"p/data/{i}.png", picture(IMAGES[i])) for i in (0, 2, 3)),
     ),
     "photographs": Reader(
         "train/cat/1.png", KINDS, _load("folder", "train", size=4),
-        ("folders.listed", "folders._classes", "folders.opened", "folders.read", "data._photographs"), crc, PHOTOS,
+        ("data.photographs.listed", "data.photographs._classes", "data.photographs.opened", "data.photographs.read",
+         "data.photographs.folder"), crc, PHOTOS,
     ),
-    "IDX images": Reader(MNIST[0], (MNIST[1],), _load("mnist", "test"), ("data.read_idx",), beside=(MNIST_LABELS,)),
+    "IDX images": Reader(
+        MNIST[0], (MNIST[1],), _load("mnist", "test"), ("data.mnist.read_idx",), beside=(MNIST_LABELS,),
+    ),
     "IDX labels": Reader(
-        MNIST_LABELS[0], (MNIST_LABELS[1],), _load("mnist", "test"), ("data._mnist",), gzip.compress, (MNIST,),
+        MNIST_LABELS[0], (MNIST_LABELS[1],), _load("mnist", "test"), ("data.mnist.mnist",), gzip.compress, (MNIST,),
     ),
     "CIFAR-10": Reader(
-        CIFAR[0], (record(3, 0) * 2,), _load("cifar10", "train"), ("data._cifar_records",),
+        CIFAR[0], (record(3, 0) * 2,), _load("cifar10", "train"), ("data.cifar._cifar_records",),
         beside=tuple((name, record(9, 0)) for name in CIFAR[1:]),
     ),
-    "CIFAR-100": Reader("cifar-100-binary/test.bin", (record(99, 1) * 2,), _load("cifar100", "test"), ("data.load",)),
-    "view, rgb": _view("rgb", "rgb.png", "taskonomy.read_png", "taskonomy._stack", mend=crc),
-    "view, depth": _view(
-        "depth_euclidean", "depth_euclidean.png", "taskonomy._files", "taskonomy.domains_in", mend=crc,
+    "CIFAR-100": Reader(
+        "cifar-100-binary/test.bin", (record(99, 1) * 2,), _load("cifar100", "test"), ("data.sources.load",),
     ),
-    "view, segments": _view("segment_semantic", "segmentsemantic.png", "data.read", mend=crc),
-    "view, scores": _view("class_object", "class_object.npy", "taskonomy._label"),
+    "view, rgb": _view("rgb", "rgb.png", "data.taskonomy.read_png", "data.taskonomy._stack", mend=crc),
+    "view, depth": _view(
+        "depth_euclidean", "depth_euclidean.png", "data.taskonomy._files", "data.taskonomy.domains_in", mend=crc,
+    ),
+    "view, segments": _view("segment_semantic", "segmentsemantic.png", "data.views.read", mend=crc),
+    "view, scores": _view("class_object", "class_object.npy", "data.taskonomy._label"),
     "archive": Reader(
-        f".fetch/cifar10/{fetch.CIFAR10.name}", (tar(), sums(tar())), _archive, ("fetch._unpacked",), sums,
+        f".fetch/cifar10/{fetch.CIFAR10.name}", (tar(), sums(tar())), _archive, ("data.fetch._unpacked",), sums,
         makes=("cifar-10-batches-bin", ".fetch"),
     ),
     "records": Reader(
-        "a.json", (JSON,), lambda folder: tables.load(folder, ["a"]), ("records.load", "tables.load", "tables._runs"),
+        "a.json", (JSON,), lambda folder: benchmark.load(folder, ["a"]),
+        ("base.records.load", "tables.benchmark.load", "tables.benchmark._runs"),
     ),
     "poison records": Reader(
         "poison-a.json", (json.dumps({"method": "em", "eps": 0.1}).encode(),),
-        lambda folder: behaviour.load(folder, ["a"]), ("behaviour.load",),
+        lambda folder: poison_tables.load(folder, ["a"]), ("tables.poisons.load",),
     ),
-    "kept cells": Reader("cell.json", (KEPT,), _kept, ("kept.load",)),
+    "packed arrays": Reader("a.json", (PACKED,), _packed, ("base.records.study", "base.records.unpacked")),
+    "kept runs": Reader("cell.json", (KEPT,), _kept, ("studies.store.load",), beside=(("cell.safetensors", ARRAYS),)),
+    "kept arrays": Reader(
+        "cell.safetensors", (ARRAYS,), _kept, ("studies.store._arrays",), header, (("cell.json", KEPT),),
+    ),
     "compared tables": Reader(
-        "b/tables/ud_by_data.csv", (TABLE,), lambda folder: tables.differences(folder / "a", folder / "b"),
-        ("tables._indexed", "tables.read"), beside=(("a/tables/ud_by_data.csv", TABLE),),
+        "b/tables/benchmark/ud_by_data.csv", (TABLE,), lambda folder: benchmark.differences(folder / "a", folder / "b"),
+        ("tables.benchmark._indexed", "tables.benchmark.read"), beside=(("a/tables/benchmark/ud_by_data.csv", TABLE),),
     ),
-    "tables of a folder": Reader("t/a.csv", (TABLE,), lambda folder: claims.folder(folder / "t"), ("claims.folder",),
-                                 beside=(("t/b.csv", TABLE),)),
-    "recipes": Reader("recipes.csv", (RECIPES,), _recipes, ("behaviour.with_recipes",)),
+    "tables of studies": Reader(
+        "t/a/evidence.csv", (TABLE,), lambda folder: claims.evidence(folder / "t"), ("tables.claims.evidence",),
+        beside=(("t/b/evidence.csv", TABLE),),
+    ),
+    "recipes": Reader("recipes.csv", (RECIPES,), _recipes, ("tables.poisons.with_recipes",)),
     "notebooks": Reader(
         "in/a.ipynb", (nbformat.writes(NOTEBOOK).encode(),), _notebook,
-        ("nb.read", "nb.clean", "nb._finished", "nb.kinds_of"),
+        ("pipeline.notebooks.read", "pipeline.cleaning.clean", "pipeline.notebooks._finished",
+         "pipeline.notebooks.kinds_of"),
         makes=("out",),
     ),
-    "parameters": Reader("p.yaml", (YAML,), _parameters, ("nb.parameters_from",)),
-    "paths": Reader("p.safetensors", (_paths(),), lambda folder: paths.load(folder / "p.safetensors"), ("paths.load",),
-                    header),
+    "cleaned notebooks": Reader(
+        "out/a.ipynb", (_cleaned_file(),), _cleaned, ("pipeline.cleaning._closures", "pipeline.cleaning._text"),
+    ),
+    "parameters": Reader("p.yaml", (YAML,), _parameters, ("pipeline.notebooks.parameters_from",)),
+    "paths": Reader(
+        "p.safetensors", (_paths(),), lambda folder: paths.load(folder / "p.safetensors"), ("studies.paths.load",),
+        header,
+    ),
     "README": Reader(
-        "README.md", (README,), lambda folder: readme.update(folder / "README.md", claims="new"), ("readme.update",),
-        makes=("README.md",),
+        "README.md", (README,), lambda folder: readme.update(folder / "README.md", claims="new"),
+        ("pipeline.readme.update", "pipeline.readme._read"), makes=("README.md",),
+    ),
+    "findings": Reader(
+        "findings.md", (README,), lambda folder: readme.renew(folder / "README.md", folder / "findings.md"),
+        ("pipeline.readme.renew",), beside=(("README.md", README),), makes=("README.md",),
     ),
 }  # fmt: skip

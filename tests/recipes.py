@@ -13,7 +13,11 @@ import pandas as pd
 import torch
 
 from tests.imports import ROOT
-from ul import data, defenses, models, poisons, records, stats, train
+from ul import data, poisons
+from ul.base import records, stats
+from ul.base.names import DATASETS, METHODS
+from ul.nets import classifiers
+from ul.training import defenses, victim
 
 IMAGES, SEEDS = 500, 3
 PATH = ROOT / "results" / "bench" / "recipes.csv"
@@ -24,19 +28,19 @@ KEPT = {"architecture", "widths", "batch_size"}  # of equal batches, so that ste
 def accuracies(name: str, recipe: str) -> dict:
     """Passes an image, and final clean test accuracies of the victims of one poison."""
     torch.set_num_threads(1)
-    source = data.SOURCES["rooms"]
+    source = DATASETS["rooms"]
     wanted = dict(root=ROOT / "data", size=source.size, targets=(source.target,))
     clean = data.load("rooms", "train", limit=IMAGES, **wanted)
     test = data.load("rooms", "test", **wanted)
-    settings = poisons.NAMES[name].settings() if name in poisons.NAMES else {}
+    settings = poisons.recipes(name)
     options = {k: v for k, v in vars(settings["cpu"]).items() if k in KEPT} if settings.get("cpu") else {}
     with poisons.counting() as passes:
         poisoned = poisons.make(name, clean, seed=0, device="cpu", recipe=recipe, **options)
     found = []
     for seed in range(SEEDS):
-        model = models.make("resnet8", channels=3, classes=source.classes, size=source.size, seed=seed)
-        history = train.fit(
-            model, poisoned, test, recipe=replace(train.RECIPES["resnet8"], epochs=20), seed=seed, device="cpu",
+        model = classifiers.make("resnet8", channels=3, classes=source.classes, size=source.size, seed=seed)
+        history = victim.fit(
+            model, poisoned, test, recipe=replace(victim.RECIPES["resnet8"], epochs=20), seed=seed, device="cpu",
             defense=defenses.make("none"), target=source.target,
         )  # fmt: skip
         found.append(history.test_accuracy[-1])
@@ -55,7 +59,7 @@ def row(name: str) -> dict:
 
 def settings_of(name: str) -> str:
     """Both recipes in words, to see whether a row is of these settings."""
-    return " | ".join(repr(poisons.NAMES[name].settings()[recipe]) for recipe in ("cpu", "published"))
+    return " | ".join(repr(poisons.recipes(name)[recipe]) for recipe in ("cpu", "published"))
 
 
 def write(table: pd.DataFrame) -> None:
@@ -64,7 +68,7 @@ def write(table: pd.DataFrame) -> None:
 
 def main() -> None:
     done = pd.read_csv(PATH) if PATH.exists() else pd.DataFrame({"method": [], "settings": []})
-    with_recipes = [name for name, method in poisons.NAMES.items() if method.recipes]
+    with_recipes = [name for name, method in METHODS.items() if method.recipes]
     done = done.loc[[settings_of(name) == text for name, text in zip(done["method"], done["settings"], strict=True)]]
     wanted = [name for name in sys.argv[1:] or with_recipes if name not in set(done["method"])]
     noise = sum(accuracies("noise", "published")["accuracy"]) / SEEDS  # what so few images teach at all

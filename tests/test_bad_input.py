@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import idx_bytes, one_hot, picture, plant, planted_rooms, view_arrays, write_cifar
-from ul import data, rooms, taskonomy
-from ul.config import InputError
+from ul import data
+from ul.base.errors import InputError
+from ul.data import mnist, rooms, taskonomy
 
 MEND = re.compile(r"[;,] (fetch|run|put|unpack|write|round|poison|keep|name|choose|it must|leave)\b")
 
@@ -302,7 +303,7 @@ def _read_poison(path):
 
 
 READERS = {
-    "idx": (data.read_idx, [idx_bytes(IMAGES[:2, :4, :4]), gzip.compress(idx_bytes(LABELS))]),
+    "idx": (mnist.read_idx, [idx_bytes(IMAGES[:2, :4, :4]), gzip.compress(idx_bytes(LABELS))]),
     "poison": (_read_poison, [npz(**GOOD), stored(**GOOD)]),
     "png": (
         lambda path: taskonomy.read_png(path, "RGB"),

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from tests.test_tables import SIX, frame_of, ranked
-from ul import claims
-from ul.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED
-from ul.stats import Interval
+from tests.test_benchmark_tables import SIX, frame_of, ranked
+from ul.base.stats import Interval
+from ul.tables import claims
+from ul.tables.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from ul import claims
-from ul.config import InputError
+from ul.base.errors import InputError
+from ul.tables import claims
 
 
 def row(method="em", architecture="lenet5", *, drawn=1.0, beyond=0.2, share=0.2, recovered=0.8, half=0.1) -> dict:
@@ -54,12 +54,14 @@ def test_one_failure_decides_and_others_do_not_count():
     assert verdict(noise) == claims.NOT_TESTED
 
 
-def test_the_folder_s_tables_are_read_together(tmp_path):
-    for name in ("a", "b"):
-        pd.DataFrame([row(name)]).to_csv(tmp_path / f"{name}.csv", index=False)
-    assert list(claims.folder(str(tmp_path))["method"]) == ["a", "b"]
+def test_the_studies_tables_are_read_together(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        pd.DataFrame([row(name)]).to_csv(tmp_path / name / "evidence.csv", index=False)
+        pd.DataFrame([row("other")]).to_csv(tmp_path / name / "effects.csv", index=False)
+    assert list(claims.evidence(str(tmp_path))["method"]) == ["a", "b"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="holds no"):
-        claims.folder(str(tmp_path / "empty"))
+    with pytest.raises(InputError, match=r"holds no evidence\.csv; run `dvc repro` first"):
+        claims.evidence(str(tmp_path / "empty"))
     with pytest.raises(InputError, match="missing is missing"):
-        claims.folder(str(tmp_path / "missing"))
+        claims.evidence(str(tmp_path / "missing"))

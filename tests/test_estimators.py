@@ -6,8 +6,8 @@ import torch
 
 from tests import bench_sal
 from tests.test_sal import Quadratic, ball_extremes, isotropic, small_net
-from ul import sal
-from ul.config import InputError
+from ul.base.errors import InputError
+from ul.sharpness import sal
 
 WEIGHT, CENTRE = [2.0, -1.0, 2.0], [0.5, 0.5, 1.0]
 CURVATURES = [[1.0, 2.0, 3.0], [0.5, 5.0, 1.0], [4.0, 1.0, 0.1]]

@@ -12,11 +12,10 @@ from tests.conftest import ul
 from tests.imports import ROOT
 
 PLACES = {
-    "in NAMES": "NAMES: dict[str, Method] = {\n",
-    "in POISONS": "POISONS = (\n",
+    "in METHODS": "METHODS: dict[str, Method] = {\n",
+    "in DATASETS": "DATASETS: dict[str, DataSet] = {\n",
     "before SOURCES": "SOURCES: dict[str, Source] = {\n",
     "in SOURCES": "SOURCES: dict[str, Source] = {\n",
-    "in DATA": "DATA = (",
 }
 HEAD = re.compile(r"^# (ul/\S+?\.py)(?:,| \()([^)\n]+)\)?$", re.M)
 
@@ -61,12 +60,13 @@ def test_examples_are_short():
 def test_the_new_method_keeps_its_budget(extended):
     code = """
 import torch
-from ul import data, parameters, poisons
+from ul.base import parameters
+from ul import data, poisons
 images, labels = torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8), torch.arange(40) % 4
 clean = data.Split(images, {"label": labels}, "toy/train")
 poison = poisons.make("stripes", clean, seed=0, device=torch.device("cpu"))
 poisons.check(clean, poison, "stripes", 8 / 255)
-print("stripes" in parameters.POISONS, int((poison.images.int() - clean.images.int()).abs().max()))
+print("stripes" in parameters.CHOICES["method"], int((poison.images.int() - clean.images.int()).abs().max()))
 """
     assert run(code, extended) == ["True", "8"]
 
@@ -83,9 +83,11 @@ def fashion(extended):
 
 def test_the_new_data_set_is_read(fashion):
     code = """
-from ul import data, parameters
+from ul.base import parameters
+from ul import data
 split = data.load("fashion", "train", root=".", limit=3)
-print("fashion" in parameters.DATA, *split.images.shape, split.targets["label"].dtype, data.classes(split))
+known = "fashion" in parameters.OWN_CHOICES["02_cross_task"]["dataset"]
+print(known, *split.images.shape, split.targets["label"].dtype, data.classes(split))
 """
     assert run(code, fashion) == ["True", "3", "3", "8", "8", "torch.int64", "10"]
 

@@ -19,11 +19,17 @@ import pytest
 from matplotlib.figure import Figure
 
 from tests import imports
-from tests.readers import CELL, CLEAN, NOTEBOOK, RUN
+from tests.readers import CLEAN, NOTEBOOK, RUN
 from tests.test_fetch import TOP, cifar, server, tar_of  # noqa: F401
-from tests.test_nb import written
-from ul import __main__, benchmark, data, fetch, figures, grid, nb, paths, readme, records, tables
-from ul.config import InputError
+from tests.test_notebooks import written
+from ul import data
+from ul.base import records
+from ul.base.errors import InputError
+from ul.data import fetch, mnist
+from ul.figures import style
+from ul.pipeline import commands, notebooks, readme
+from ul.studies import executor, paths, store
+from ul.tables import benchmark
 
 FRAME = pd.DataFrame({"dataset": ["rooms"] * 90, "method": [f"m{i}" for i in range(90)], "test_accuracy": 0.5,
                       "ud_layers": 1.0, "ud_weights": 1.0})  # fmt: skip
@@ -31,14 +37,16 @@ PLACE = "<!-- claims: written by the pipeline -->\nold\n<!-- end of claims -->\n
 # Writer -> the file or folder that it makes, and how.
 WRITERS = {
     "record": ("a.json", lambda path: records.save({"a": list(range(999))}, path)),
-    "cells of one setting": ("a.json", lambda path: benchmark.save([RUN] * 9, path)),
-    "table": ("a.csv", lambda path: tables.write(FRAME, path.with_suffix(""))),
-    "metrics": ("metrics.json", lambda path: tables.write_metrics(FRAME, path)),
-    "figure": ("a.svg", lambda path: figures.save(Figure(), path.with_suffix(""))),
+    "study": ("a.json", lambda path: records.study(lambda: {"runs": [RUN] * 9}, record=str(path))),
+    "kept run": ("a.json", lambda path: store.save(path, RUN, {})),
+    "kept run with arrays": ("a.json", lambda path: store.save(path, RUN, {"weights": np.zeros(900)})),
+    "table": ("a.csv", lambda path: benchmark.write(FRAME, path.with_suffix(""))),
+    "metrics": ("metrics.json", lambda path: benchmark.write_metrics(FRAME, path)),
+    "figure": ("a.svg", lambda path: style.save(Figure(), path.with_suffix(""))),
     "npz": ("p.npz", lambda path: data.export(CLEAN, path)),
     "safetensors": ("p.safetensors", lambda path: data.export(CLEAN, path)),
-    "IDX": ("a-idx1-ubyte", lambda path: data.write_idx(np.zeros(9000, np.uint8), path)),
-    "notebook": ("a.ipynb", lambda path: nb.write(NOTEBOOK, path)),
+    "IDX": ("a-idx1-ubyte", lambda path: mnist.write_idx(np.zeros(9000, np.uint8), path)),
+    "notebook": ("a.ipynb", lambda path: notebooks.write(NOTEBOOK, path)),
     "paths": ("p.safetensors", lambda path: paths.save({"a": path_of_three()}, path)),
     "README": ("README.md", lambda path: readme.update(path, claims="new " * 2000)),
     "png": ("p", lambda path: data.export(CLEAN, path)),
@@ -117,10 +125,10 @@ def test_a_limit_on_files_leaves_what_was_there(tmp_path, kind):
         fails(write, tmp_path / name, errno.EFBIG)
 
 
-def test_a_cell_that_cannot_be_kept_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "run", lambda *_, **__: RUN)
+def test_a_run_that_cannot_be_kept_is_reported(tmp_path):
     with limited():
-        failure = grid._finish(CELL, CLEAN, tmp_path / "kept" / "a.json", {})
+        failure = executor._finish(executor.Job("a run", lambda: dict(RUN), ()), tmp_path / "kept" / "a.json")
+    assert isinstance(failure, executor.Failure) and failure.name == "a run"
     assert re.search(r"File too large: '.*/kept/a\.json'", str(failure)) and len(str(failure).splitlines()) == 1
     assert contents(tmp_path) == {"kept": None}
 
@@ -130,7 +138,7 @@ def test_commands_end_in_one_line(tmp_path, monkeypatch, command):
     monkeypatch.chdir(imports.ROOT)
     monkeypatch.setattr(sys, "argv", ["ul", *(word.format(tmp_path) for word in command)])
     with limited(), pytest.raises(SystemExit) as stop:
-        __main__.main()
+        commands.main()
     assert re.fullmatch(r"error: \[Errno 27\] File too large: '.*/nb/00_data\.ipynb'", stop.value.code)
     assert contents(tmp_path) == {"nb": None}
 
@@ -141,13 +149,13 @@ def test_a_notebook_run_on_a_full_disk_ends_in_one_line(small, tmp_path, monkeyp
     """Whether it is a cell that cannot write its result, or the executed copy that does not fit."""
     (small / "old.ipynb").write_text("old")
     fill(small)
-    cell = f"from ul import records\nrecords.save({{'a': list(range(999))}}, {str(small / 'a.json')!r})"
+    cell = f"from ul.base import records\nrecords.save({{'a': list(range(999))}}, {str(small / 'a.json')!r})"
     source = written(tmp_path / "a.ipynb", "n = 1", cell if inside else "'x' * 9000")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(imports.ROOT))
     monkeypatch.setattr(sys, "argv", ["ul", "nb-run", source, str(small / "old.ipynb")])
     with pytest.raises(SystemExit) as stop:
-        __main__.main()
+        commands.main()
     assert "No space left on device" in stop.value.code and len(stop.value.code.splitlines()) == 1
     assert sorted(os.listdir(small)) == ["filler", "old.ipynb"] and (small / "old.ipynb").read_text() == "old"
 
@@ -173,9 +181,10 @@ def test_archives_that_do_not_fit_are_kept_and_not_called_damaged(small, cifar, 
 
 # What writes files itself; all else in `ul` goes through them. (A report is swapped in when it is whole.)
 LEAVES = {
-    "records.write_bytes", "records.note", "nb.run", "nb._shown", "pages._copy_raw", "report._static",
-    "files._write_folder", "fetch.fetch",
-    "fetch.download", "fetch._continue", "fetch._gathered", "rooms._write", "rooms.render",
+    "base.records.write_bytes", "base.records.note", "pipeline.notebooks.run", "pipeline.notebooks._shown",
+    "pipeline.pages._copy_raw", "pipeline.site._static", "data.formats._write_folder", "data.fetch.fetch",
+    "data.fetch.download", "data.fetch._continue", "data.fetch._gathered", "render.renderer._write",
+    "render.renderer.render",
 }  # fmt: skip
 WRITING = re.compile(
     r"^(open|os\.replace|shutil\.copy\w*|np\.save|nbformat\.write)$|(part|log)\.(open|write_\w+|rename)$"
@@ -190,7 +199,7 @@ def test_no_writer_is_forgotten():
                 WRITING.search(ast.unparse(call.func)) for call in ast.walk(node) if isinstance(call, ast.Call)
             ):
                 found.add(f"{module}.{node.name}")
-    assert found - {"nb._tail", "nb._alone"} == LEAVES
+    assert found - {"pipeline.notebooks._tail", "pipeline.notebooks._alone"} == LEAVES
 
 
 # ---- Kills ---------------------------------------------------------------------------------------------------------
@@ -244,9 +253,9 @@ def test_a_kill_leaves_whole_folders(tmp_path):
 
 SCRIPT = """
 import json, sys
-from tests.test_grid import cells
-from ul import grid
-print(json.dumps(grid.run_all(cells(), jobs=1, store=sys.argv[1]), sort_keys=True))
+from tests.test_executor import runs
+from ul.studies import conditions
+print(json.dumps(conditions.run_all(runs(), jobs=1, folder=sys.argv[1]), sort_keys=True))
 """
 
 
@@ -257,7 +266,7 @@ def started(cwd: Path, *words: str) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_two_grids_share_a_folder_of_kept_cells(tmp_path):
+def test_two_grids_share_a_folder_of_kept_runs(tmp_path):
     both = [started(imports.ROOT, "-c", SCRIPT, str(tmp_path / "kept")) for _ in range(2)]
     one, other = (process.communicate(timeout=300)[0] for process in both)
     assert [process.returncode for process in both] == [0, 0] and one == other and len(one) > 1000

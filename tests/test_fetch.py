@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ul import data, fetch
-from ul.config import InputError
+from ul import data
+from ul.base.errors import InputError
+from ul.data import fetch, mnist
 
 RECORDS = np.random.default_rng(0).integers(0, 256, (3, 3073), dtype=np.uint8)
 RECORDS[:, 0] = [0, 9, 3]  # labels
@@ -102,7 +103,7 @@ def test_mnist_keeps_its_files(tmp_path, server, monkeypatch):
     images, labels = np.zeros((4, 28, 28), np.uint8), np.arange(4, dtype=np.uint8)
     files = []
     for name, array in [("t10k-images-idx3-ubyte.gz", images), ("t10k-labels-idx1-ubyte.gz", labels)]:
-        data.write_idx(array, tmp_path / "made" / name)
+        mnist.write_idx(array, tmp_path / "made" / name)
         content = (tmp_path / "made" / name).read_bytes()
         assert gzip.decompress(content)
         server.files[f"/{name}"] = content

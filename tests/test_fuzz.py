@@ -20,8 +20,8 @@ from PIL import Image
 from tests import imports
 from tests.damage import damaged, plans
 from tests.readers import READERS
-from ul.config import InputError
-from ul.nb import NotebookError
+from ul.base.errors import InputError
+from ul.pipeline.notebooks import NotebookError
 
 SECONDS = 20  # of the processor, for one file of a few kilobytes: other work beside must not count
 WAITING = 300  # of the clock, for a reader that waits for something
@@ -178,24 +178,32 @@ OPENING = re.compile(
 )
 # What opens or lists files besides, and why it is not in the table.
 OTHERS = {
-    **dict.fromkeys(("__main__._verify", "__main__._info", "__main__._to_poison"), "calls data.load"),
-    **dict.fromkeys(("benchmark.clean_splits", "cross_task._clean", "labels.load", "labels.read"), "calls data.load"),
-    **dict.fromkeys(("data._views", "data._cifar"), "its inner function data.read reads"),
-    "checks._labels": "calls files.read on a file that data.read_poison has read",
-    "poisons.make": "its load is an import",
-    "defenses._through_jpeg": "opens what it wrote into memory",
-    "kept.code": "reads the package's own source",
-    "kept.once": "calls kept.load",
-    "fetch.download": "compares a checksum (test_fetch.py)",
-    "fetch._continue": "the network (test_fetch.py)",
-    "records.note": "appends a line to a log",
-    "plain.beside": "calls tables.read",
-    "report.build": "looks for results/<profile> (test_report.py)",
+    **dict.fromkeys((f"pipeline.commands.{name}" for name in ("_verify", "_info", "_to_poison")), "calls data.load"),
+    **dict.fromkeys(("studies.images._clean", "studies.poison.study", "tasks.labels.load"), "calls data.load"),
+    **dict.fromkeys(("pipeline.commands._check_poison", "studies.images.of_method"), "calls data.read_poison"),
+    **dict.fromkeys(("data.views.reader", "data.cifar.reader"), "its inner function read reads"),
+    "data.views._taskonomy": "calls views.reader",
+    "data.cifar.read": "calls cifar._cifar_records",
+    "data.checks._labels": "calls formats.read on a file that data.read_poison has read",
+    "studies.cross_task._clean": "calls labels.load",
+    "training.defenses._through_jpeg": "opens what it wrote into memory",
+    "base.closure._tree": "reads the package's own source",
+    "studies.store.once": "calls store.load",
+    "data.fetch.download": "compares a checksum (test_fetch.py)",
+    "data.fetch._continue": "the network (test_fetch.py)",
+    "base.records.note": "appends a line to a log",
+    "tables.in_words.beside": "calls benchmark.read",
+    "pipeline.site.build": "looks for results/<profile> (test_site.py)",
     **dict.fromkeys(
-        ("pages.stage", "pages._api_pages", "pages._copy_raw", "pages._landing", "pages._names", "pages._table_pages"),
-        "the repository's own README, results and modules (test_report.py)",
+        (
+            f"pipeline.pages.{name}"
+            for name in ("stage", "_api_pages", "_copy_raw", "_landing", "_names", "_table_pages")
+        ),
+        "the repository's own README, results and modules (test_site.py)",
     ),
-    **dict.fromkeys(("nb.run", "nb._alone", "nb._tail"), "the log that it writes itself"),
+    **dict.fromkeys(
+        (f"pipeline.notebooks.{name}" for name in ("run", "_alone", "_tail")), "the log that it writes itself"
+    ),
 }
 
 
@@ -225,7 +233,8 @@ def test_readers_reach_the_functions_that_the_table_names(tmp_path, name):
     def note(frame, event, given):
         path = Path(frame.f_code.co_filename)
         if event == "call" and path.is_relative_to(home):
-            called.add(f"{path.stem}.{frame.f_code.co_name}")
+            module = ".".join(path.relative_to(home).with_suffix("").parts)
+            called.add(f"{module}.{frame.f_code.co_name}")
 
     sys.setprofile(note)
     try:

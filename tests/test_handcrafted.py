@@ -8,9 +8,11 @@ import torch
 
 from tests.plain import plain_ar, plain_ops
 from tests.test_poisons import EPS, delta_of, make, short, toy
-from ul import metrics, perturb
-from ul.config import InputError
-from ul.poisons import autoregressive, budgets, handcrafted, onepixel
+from ul.base import budgets
+from ul.base.errors import InputError
+from ul.data import pixels
+from ul.poisons import autoregressive, handcrafted, onepixel
+from ul.training import metrics
 
 
 def test_noise_is_uniform_and_says_nothing_of_the_class():
@@ -27,7 +29,7 @@ def lsp_delta(clean):
     """The L2-scaled pattern before it is added: what `lsp` leaves on mid-gray images at a strength that never clips."""
     cells = handcrafted.lsp_cells(clean.targets["label"], clean.images.shape[1], seed=0)
     delta = handcrafted.grown(cells, clean.images.shape[2:])
-    return perturb.scaled_to_l2(delta, budgets.lsp(EPS, delta[0].numel()))
+    return pixels.scaled_to_l2(delta, budgets.lsp(EPS, delta[0].numel()))
 
 
 def test_lsp_has_the_published_length_and_constant_patches():

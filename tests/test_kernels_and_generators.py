@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 from tests.test_poisons import delta_of, make, short, toy
 from tests.test_surrogates import aim, easy
-from ul import metrics, models, perturb
+from ul.data import pixels
+from ul.nets import classifiers
 from ul.poisons import contrastive, generator, kernel
+from ul.training import metrics
 
 # ---- TUE -----------------------------------------------------------------------------------------------------------
 
@@ -148,7 +150,7 @@ def test_ntga_takes_real_steps_and_misleads_its_own_kernel():
     others = torch.tensor([i for i in range(24) if i not in set(rows.tolist())])
     goal, losses = F.one_hot(labels[rows], 2).double(), []
     for images in (clean.images, poisoned):
-        x, held = (perturb.to_float(v).double() for v in (images[rows], clean.images[others]))
+        x, held = (pixels.to_float(v).double() for v in (images[rows], clean.images[others]))
         predicted = kernel.prediction(kernel.fnn(held, x), kernel.fnn(x, x), goal, 200.0)
         losses.append(F.cross_entropy(predicted, labels[others]).item())
     assert losses[1] > losses[0]
@@ -174,8 +176,8 @@ def test_dc_gives_equal_images_equal_noise():
 def test_a_confusing_step_raises_the_loss_after_the_victims_next_step():
     """The candidate moves so that a victim that learns from its noise is worse on clean images than before the move."""
     clean = easy()
-    x, y = perturb.to_float(clean.images), clean.targets["label"]
-    victim = models.make("lenet5", channels=3, classes=4, size=16, seed=0)
+    x, y = pixels.to_float(clean.images), clean.targets["label"]
+    victim = classifiers.make("lenet5", channels=3, classes=4, size=16, seed=0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         candidate = generator.UNet(3, (8, 8))

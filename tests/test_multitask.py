@@ -9,11 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from ul import cross_tables, encoders, multitask, tasks, taskwise, weighting
-from ul.config import InputError
+from ul.base.errors import InputError
 from ul.data import Split
-from ul.labels import Labelled
-from ul.multitask import Recipe
+from ul.nets import encoders
+from ul.sharpness import by_task
+from ul.tables import cross_task as cross_tables
+from ul.tasks import definitions
+from ul.tasks.definitions import Labelled
+from ul.training import multitask, weighting
+from ul.training.multitask import Recipe
 
 CPU = torch.device("cpu")
 NAMES = ["class_object", "edge_texture", "segment_unsup2d"]
@@ -39,27 +43,27 @@ def network(encoder="resnet8", names=NAMES, seed=0):
     return multitask.make(encoder, names, planted(), seed=seed)
 
 
-@pytest.mark.parametrize("encoder", encoders.NAMES)
+@pytest.mark.parametrize("encoder", encoders.ENCODERS)
 def test_outputs_have_the_labels_shape(encoder):
     data, model = planted(), network(encoder)
     found = multitask.outputs(model.train(), data.images[:5])
     assert model.training
     assert found["class_object"].shape == (5, 3)
     for name in NAMES[1:]:
-        assert found[name].shape == (5, tasks.NAMES[name].outputs, 16, 16)
+        assert found[name].shape == (5, definitions.TASKS[name].outputs, 16, 16)
 
 
-@pytest.mark.parametrize("encoder", encoders.NAMES)
+@pytest.mark.parametrize("encoder", encoders.ENCODERS)
 def test_single_networks_are_the_same_network(encoder):
     model, x = network(encoder).eval(), torch.rand(4, 3, 16, 16)
     together = model(x)
     for name in NAMES:
         torch.testing.assert_close(model.single(name)(x), together[name])
-    joint = taskwise.Joint(model)(x)
+    joint = by_task.Joint(model)(x)
     torch.testing.assert_close(joint, torch.cat([together[n].flatten(1) for n in NAMES], 1))
 
 
-@pytest.mark.parametrize("encoder", encoders.NAMES)
+@pytest.mark.parametrize("encoder", encoders.ENCODERS)
 def test_the_routed_encoders_are_known_by_name(encoder):
     assert network(encoder).encoder.routed == (encoder in encoders.ROUTED)
 
@@ -196,35 +200,35 @@ def test_sal_by_task_is_sal_of_the_tasks_loss():
     x = data.images[:8].float() / 255
     y = {n: data.labels[n][:8] for n in NAMES}
     units = dict.fromkeys(NAMES, 1.0)
-    found = taskwise.sal_by_task(model, x, y, units, steps=2)
+    found = by_task.sal_by_task(model, x, y, units, steps=2)
     assert list(found["task"].unique()) == [*NAMES, "joint"]
-    assert set(found["layer"]) == set(taskwise.encoder_layers(model))
-    halved = taskwise.sal_by_task(model, x, y, dict.fromkeys(NAMES, 2.0), steps=2)
+    assert set(found["layer"]) == set(by_task.encoder_layers(model))
+    halved = by_task.sal_by_task(model, x, y, dict.fromkeys(NAMES, 2.0), steps=2)
     np.testing.assert_allclose(halved["sal"], found["sal"] / 2, rtol=0.05)
 
 
 def test_the_joint_loss_is_the_mean_of_the_tasks():
     model, data = network().eval(), planted()
     x, units = data.images[:8].float() / 255, {"class_object": 2.0, "edge_texture": 1.0, "segment_unsup2d": 0.5}
-    joint = taskwise.Joint(model)
+    joint = by_task.Joint(model)
     loss = joint.loss(x, {n: data.labels[n][:8] for n in NAMES}, units)
     rows = torch.tensor([5, 1, 3])
-    expected = [tasks.NAMES[n].loss(model.single(n)(x[rows]), data.labels[n][rows]) / units[n] for n in NAMES]
+    expected = [definitions.TASKS[n].loss(model.single(n)(x[rows]), data.labels[n][rows]) / units[n] for n in NAMES]
     torch.testing.assert_close(loss(joint(x[rows]), rows), torch.stack(expected).mean())
 
 
 def test_a_routed_encoder_shares_no_gates():
-    layers = taskwise.encoder_layers(network("mod_squad"))
+    layers = by_task.encoder_layers(network("mod_squad"))
     assert layers and not any("gates" in name or "experts" in name for name in layers)
 
 
 def test_gradients_of_a_task_and_of_its_opposite():
     model, data = network().eval(), planted()
     x, y = data.images[:8].float() / 255, {n: data.labels[n][:8] for n in NAMES}
-    found = taskwise.conflict(model, x, y)
+    found = by_task.conflict(model, x, y)
     assert len(found) == 3 and found["cosine"].abs().max() <= 1 + 1e-6
     vectors = {"a": torch.tensor([1.0, 0]), "b": torch.tensor([-2.0, 0]), "c": torch.tensor([0.0, 3])}
-    assert taskwise.similarity(vectors)["cosine"].tolist() == [-1, 0, 0]
+    assert by_task.similarity(vectors)["cosine"].tolist() == [-1, 0, 0]
     assert all(p.grad is None for p in model.parameters())
 
 

@@ -13,8 +13,8 @@ from ruamel.yaml import YAML
 
 from tests.conftest import real_views
 from tests.test_pipeline import cloned, dvc
-from ul import cross_task
-from ul.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED
+from ul.base.names import DATASETS
+from ul.tables.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED
 
 PAPER = "profiles/paper/dvc.yaml"
 pytestmark = pytest.mark.long  # an hour or more: ResNet-18 and -50 with SAL on two cores
@@ -49,7 +49,7 @@ def tiny(params: dict) -> dict:
     for row in params["cross_tasks"].values():
         # SAL of every task takes minutes a network.
         few = smaller(row["with"], KEPT[:2], seeds=2, batch_size=8) | {"limit": LIMITS[row["with"]["dataset"]]}
-        names = few.get("tasks") or cross_task.USUAL.get(few["dataset"], cross_task.DERIVED)
+        names = few.get("tasks") or DATASETS[few["dataset"]].tasks
         row["with"] = few | {"tasks": [task for task in names if task not in LACKING]}
     for row in params["convergences"].values():
         few = smaller(row["with"], epochs=2, seeds=3, flat_seeds=1)
@@ -94,12 +94,12 @@ def test_every_stage_of_paper_runs_on_real_images(paper):
         runs = json.loads((results / "records" / f"{name}.json").read_text())["runs"]
         assert {run["config"]["architecture"] for run in runs} == {row["with"]["architecture"]}
         assert row["with"].get("defense", "none") in {run["config"]["defense"] for run in runs}
-    by_data = pd.read_csv(results / "tables" / "ud_by_data.csv")
+    by_data = pd.read_csv(results / "tables" / "benchmark" / "ud_by_data.csv")
     assert set(by_data["dataset"]) == {"cifar10", "cifar100", "taskonomy"}
     assert "published_accuracy" not in by_data.dropna(axis=1, how="all"), "a limit makes it another experiment"
-    assert set(pd.read_csv(results / "tables" / "defense_gains.csv")["defense"]) == {
+    assert set(pd.read_csv(results / "tables" / "benchmark" / "defense_gains.csv")["defense"]) == {
         "jpeg", "cutout", "mixup", "at", "ueraser",
     }  # fmt: skip
-    claims = pd.read_csv(results / "tables" / "claims.csv").set_index("claim")
+    claims = pd.read_csv(results / "tables" / "claims" / "claims.csv").set_index("claim")
     assert set(claims["verdict"]) <= {HOLDS, FAILS, UNDECIDED, NOT_TESTED} and claims.loc["C7", "n"] == 1
     assert dvc(paper, "status", PAPER).stdout.strip() == "Data and pipelines are up to date."

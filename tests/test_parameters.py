@@ -1,51 +1,91 @@
-"""Parameters of notebooks: types, choices and limits, before anything heavy is imported."""
+"""Parameters of notebooks: types, choices and limits; a choice follows from what stands in the table of names."""
 
-import subprocess
-import sys
+import importlib
+from dataclasses import replace
 
 import pytest
 from papermill.inspection import inspect_notebook
 
 from tests.test_repository import NOTEBOOKS
-from ul import convergence, data, defenses, encoders, grid, labels, models, nb, parameters, poisons, public
-from ul.config import InputError
+from ul.base import names, parameters
+from ul.base.errors import InputError
+from ul.pipeline import notebooks
 
 TABLES = {
-    "method": poisons.NAMES,
-    "defense": defenses.NAMES,
-    "architecture": models.NAMES,
-    "recipe": poisons.RECIPES,
-    "encoder": encoders.NAMES,
-    "backend": [grid.HERE, *grid.CLUSTERS],
-    "departed": public.DEPARTURES,
-    "freeze": convergence.MOVED,
-    "rare": labels.RARE,
+    "method": names.METHODS,
+    "defense": names.DEFENSES,
+    "architecture": names.NETWORKS,
+    "dataset": names.DATASETS,
+    "recipe": names.RECIPES,
+    "encoder": names.ENCODERS,
+    "backend": names.EXECUTORS,
+    "departed": names.DEPARTURES,
+    "freeze": names.MOVED,
+    "rare": names.RARE,
 }
 
 
 @pytest.mark.parametrize("name", sorted(TABLES))
-def test_choices_are_the_tables_that_the_package_uses(name):
-    assert set(parameters.CHOICES[name]) == set(TABLES[name])
+def test_choices_are_the_names_in_the_table(name):
+    assert parameters.CHOICES[name] == (*TABLES[name],)
 
 
-def test_data_sets_are_those_that_can_be_loaded():
-    assert set(parameters.DATA) == set(data.SOURCES)
+@pytest.fixture
+def read_again(monkeypatch):
+    """Choices made anew from changed tables, and as they were afterwards."""
+    yield lambda: importlib.reload(parameters)
+    monkeypatch.undo()
+    importlib.reload(parameters)
+
+
+def taken(notebook, name, value):
+    """Whether a notebook takes this value of a parameter."""
+    try:
+        parameters.refuse_wrong({name: value}, {name: "str"}, notebook)
+    except InputError:
+        return False
+    return True
+
+
+def placed(table, **rows):
+    """The table with more rows: behind the others, and before them."""
+    return {**table, **rows}, {**rows, **table}
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["last", "first"])
+def test_which_data_sets_a_notebook_takes_follows_from_their_rows(monkeypatch, read_again, place):
+    """The cross-task study takes all but a user's own."""
+    public, own = names.DATASETS["cifar10"], names.DATASETS["folder"]
+    table = placed(names.DATASETS, new=public, mine=own, given=replace(own, a_users=False))[place]
+    monkeypatch.setattr(names, "DATASETS", table)
+    read_again()
+    found = {name: taken("02_cross_task", "dataset", name) for name in table}
+    assert found == {name: name not in ("folder", "mine") for name in table}
+    assert all(taken(other, "dataset", name) for other in ("01_poison", "04_sal") for name in table)
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["last", "first"])
+@pytest.mark.parametrize("notebook", ["04_sal", "06_validation", "08_my_poison"])
+def test_which_networks_a_notebook_takes_follows_from_their_rows(monkeypatch, read_again, notebook, place):
+    """UD needs several layers."""
+    deep, flat = names.Network(), names.Network(several_layers=False)
+    table = placed(names.NETWORKS, deep=deep, flat=flat)[place]
+    monkeypatch.setattr(names, "NETWORKS", table | {"linear": deep, "lenet5": flat})
+    read_again()
+    found = {name: taken(notebook, "architecture", name) for name in table}
+    assert found == {name: name not in ("flat", "lenet5") for name in table}
+    assert all(taken("03_convergence", "architecture", name) for name in table)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_every_parameter_has_a_type_and_help_and_a_default_that_passes(path):
-    book = nb.read(path)
-    kinds, shown = nb.kinds(book), inspect_notebook(path)
+    book = notebooks.read(path)
+    kinds, shown = notebooks.kinds(book), inspect_notebook(path)
     assert set(shown) == set(kinds)
     for name, found in shown.items():
         assert found["inferred_type_name"] == kinds[name] and found["help"], name
-    assert nb.checked(nb.defaults(book), kinds, str(path)) == nb.defaults(book)
+    assert notebooks.checked(notebooks.defaults(book), kinds, str(path)) == notebooks.defaults(book)
     assert f'parameters.check(globals(), "{path.stem}")' in book.cells[2].source
-
-
-def test_modules_that_check_load_nothing_heavy():
-    code = "import sys; from ul import parameters; print({'torch', 'numpy', 'pandas'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize(
@@ -66,9 +106,9 @@ def test_values_fit_their_type(kind, good, bad):
      ("share", float("nan"), "share is nan"), ("epochs", "ten", "epochs must be int, got str 'ten'")],
 )  # fmt: skip
 def test_values_out_of_bounds_are_named_with_what_is_allowed(name, value, line):
-    book = nb.read(next(p for p in NOTEBOOKS if p.stem == "04_sal"))
+    book = notebooks.read(next(p for p in NOTEBOOKS if p.stem == "04_sal"))
     with pytest.raises(InputError, match=line):
-        parameters.refuse_wrong({name: value}, nb.kinds(book), "04_sal")
+        parameters.refuse_wrong({name: value}, notebooks.kinds(book), "04_sal")
 
 
 @pytest.mark.parametrize("name", ["levels", "epsilons", "own_weights"])

@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,11 @@ import pytest
 from tests.imports import ROOT
 
 SMOKE = "profiles/smoke/dvc.yaml"
-STAGE = f"{SMOKE}:sal@rooms"
+STAGES = {
+    "sal@rooms": "04_sal-rooms",
+    "cross_task@rooms": "02_cross_task",
+    "convergence@lenet5-rooms": "03_convergence-lenet5-rooms",
+}
 pytestmark = pytest.mark.slow
 
 
@@ -89,6 +95,54 @@ def test_smoke_trains_every_run_and_is_up_to_date_afterwards(ran):
     assert dvc(ran, "status", SMOKE, "data.dvc").stdout.strip() == "Data and pipelines are up to date."
 
 
+FIGURES = "ul/figures/style.py"
+
+
+def test_what_draws_is_edited_and_nothing_is_trained(ran):
+    """A comment runs `clean` alone; a colour draws, from kept runs; a chair of the renderer does nothing."""
+    for log in (ran / "logs").glob("*.log"):
+        log.unlink()
+    edits = {
+        "ul/sharpness/sal.py": ("class _Layer:", "class _Layer:  # one of many", {"clean"}),
+        "ul/render/furniture.py": ("def box(", "EDITED = 1\n\n\ndef box(", {"clean"}),
+    }
+    for file, (old, new, stages) in edits.items():
+        with edited(ran / file, old, new):
+            dry = dvc(ran, "repro", "--dry", SMOKE).stdout
+            assert {name for name in re.findall(r"Running stage '.*?:([^']+)'", dry)} == stages, file
+            done = dvc(ran, "repro", SMOKE)
+            assert done.returncode == 0 and re.findall(r"Running stage '.*?:([^']+)'", done.stdout) == ["clean"]
+            assert "nothing changed" in done.stdout
+    with edited(ran / FIGURES, '"noise": "#999999"', '"noise": "#aaaaaa"'):
+        done = dvc(ran, "repro", SMOKE)
+        assert done.returncode == 0 and f"04_sal.ipynb: {FIGURES}" in done.stdout, done.stderr[-2000:]
+        assert not trained_in(ran, ""), "something was trained for a colour"
+        assert git(ran, "status", "--porcelain", "results/smoke/figures").strip()
+    assert dvc(ran, "repro", SMOKE).returncode == 0
+
+
+@contextmanager
+def edited(path: Path, old: str, new: str):
+    before = path.read_text()
+    assert before.count(old) == 1, (path, old)
+    path.write_text(before.replace(old, new))
+    yield
+    path.write_text(before)
+
+
+def test_every_notebook_is_redrawn_from_its_record_to_the_same_bytes(ran):
+    """`make figures`, where nothing but what is committed is there."""
+    before = contents(ran / "results" / "smoke")
+    shutil.move(ran / "build" / "smoke" / "runs", ran / "elsewhere")
+    drawn = subprocess.run(
+        [sys.executable, "-m", "ul", "redraw", SMOKE], cwd=ran, env=environment(ran), text=True, capture_output=True
+    )
+    shutil.move(ran / "elsewhere", ran / "build" / "smoke" / "runs")
+    assert drawn.returncode == 0, drawn.stdout + drawn.stderr
+    assert contents(ran / "results" / "smoke") == before
+    assert dvc(ran, "status", SMOKE).stdout.strip() == "Data and pipelines are up to date."
+
+
 def test_committed_smoke_results_are_those_of_this_code(ran):
     """Files, configurations and clean data; numbers may differ between kinds of processors."""
     committed = set(git(ROOT, "ls-files", "results/smoke").split())
@@ -104,32 +158,41 @@ def test_committed_smoke_results_are_those_of_this_code(ran):
         assert [run["data"]["test"] for run in old] == [run["data"]["test"] for run in new]
 
 
-def test_a_stage_killed_three_times_leaves_nothing_half_written_and_ends_in_the_same_bytes(ran):
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_stage_leaves_nothing_half_written_goes_on_and_ends_in_the_same_bytes(ran, stage):
+    """`sal` three times at any moment; the others once, as soon as something is finished, which is then read."""
     before = contents(ran / "results" / "smoke") | contents(ran / "build" / "smoke")
-    shutil.rmtree(ran / "build" / "smoke" / "cells")
-    log = ran / "logs" / "results-smoke-notebooks-04_sal-rooms.log"
+    kept, log = ran / "build" / "smoke" / "runs", ran / "logs" / f"results-smoke-notebooks-{STAGES[stage]}.log"
+    shutil.rmtree(kept)
     moments = random.Random(0)
-    for _ in range(3):
+    for moment in [moments.uniform(3, 12) for _ in range(3)] if stage.startswith("sal") else [None]:
         log.unlink(missing_ok=True)
-        killed(ran, log, after=moments.uniform(3, 12))  # the kernel is up and importing or training
+        killed(ran, stage, log, after=moment)
         after = contents(ran / "results" / "smoke") | contents(ran / "build" / "smoke")
         assert set(after) < set(before) and all(before[name] == digest for name, digest in after.items())
+    finished = {path: path.stat().st_mtime_ns for path in kept.glob("*.json")}
+    assert finished or stage.startswith("sal")
     rerun = dvc(ran, "repro", SMOKE)
     assert rerun.returncode == 0, rerun.stderr[-3000:]
     found = contents(ran / "results" / "smoke") | contents(ran / "build" / "smoke")
-    assert found == {name: digest for name, digest in before.items() if name in found or "cells" not in name}
+    assert found == {name: digest for name, digest in before.items() if name in found or "/runs/" not in f"/{name}"}
+    assert finished == {path: path.stat().st_mtime_ns for path in finished}, "it was made again"
 
 
-def killed(clone: Path, log: Path, *, after: float) -> None:
-    """Start the stage and kill it, so many seconds after its log appears."""
+def killed(clone: Path, stage: str, log: Path, *, after: float | None) -> None:
+    """Start the stage and kill it, so many seconds after its log appears, or once it has kept something."""
     process = subprocess.Popen(
-        command("repro", "-f", "-s", STAGE), cwd=clone, env=environment(clone), start_new_session=True,
+        command("repro", "-f", "-s", f"{SMOKE}:{stage}"), cwd=clone, env=environment(clone), start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while not log.exists():
         assert process.poll() is None
         time.sleep(0.2)
-    time.sleep(after)
+    if after is not None:
+        time.sleep(after)
+    while after is None and not any((clone / "build" / "smoke" / "runs").glob("*.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 

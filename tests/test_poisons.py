@@ -2,18 +2,21 @@
 
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ul import data, defenses, models, poisons, train
-from ul.config import InputError
+from tests.imports import ROOT
+from ul import data, poisons
+from ul.base import names
+from ul.base.errors import InputError
+from ul.nets import classifiers
+from ul.poisons import making
+from ul.training import defenses, victim
 
-ROOT = Path(__file__).resolve().parent.parent
 EPS = 8 / 255
-WITHOUT_SEED = {name for name, method in poisons.NAMES.items() if not method.random}
+WITHOUT_SEED = {name for name, method in poisons.METHODS.items() if not method.random}
 SHAPES = {
     "32x32, ten classes": (3, 32, [4] * 10),
     "28x28 gray, unbalanced": (1, 28, [25, 4, 1]),
@@ -21,7 +24,7 @@ SHAPES = {
 }
 
 
-TINY = train.Recipe(epochs=2, batch_size=16)
+TINY = victim.Recipe(epochs=2, batch_size=16)
 SHORT = {  # settings that take a moment; the arithmetic is that of the whole recipe
     "em": dict(batch_size=16, batches=2, steps=2, step=0.6, rounds=2),
     "em_ops": dict(batch_size=16, batches=2, steps=2, step=0.6, rounds=2),
@@ -65,7 +68,7 @@ def make(name, split, *, eps=EPS, seed=0, recipe="cpu", **options):
 # ---- Contract of every poison --------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=product(poisons.NAMES, SHAPES), ids=" ".join)
+@pytest.fixture(scope="module", params=product(poisons.METHODS, SHAPES), ids=" ".join)
 def case(request):
     """(method, clean split, its images before, poison of seed 0, again, of seed 1), made once."""
     name, shape = request.param
@@ -104,7 +107,7 @@ def test_same_seed_same_bytes(case):
     assert torch.equal(first.images, other.images) == (name in WITHOUT_SEED)
 
 
-@pytest.mark.parametrize("name", poisons.NAMES)
+@pytest.mark.parametrize("name", poisons.METHODS)
 def test_leaves_the_global_random_numbers_alone(name):
     torch.manual_seed(7)
     np.random.seed(7)
@@ -115,16 +118,15 @@ def test_leaves_the_global_random_numbers_alone(name):
     assert (torch.rand(1), np.random.rand()) == expected
 
 
-@pytest.mark.parametrize("name", poisons.NAMES)
+@pytest.mark.parametrize("name", poisons.METHODS)
 def test_the_docstring_cites_and_every_recipe_is_complete(name):
-    method = poisons.NAMES[name]
-    text = method.load(name).__doc__
+    method, text = poisons.METHODS[name], making.maker(name).__doc__
     assert name.startswith("noise") or "et al." in text or "and" in text.split("(")[1]
-    assert set(method.settings()) == set(poisons.RECIPES)
+    assert set(poisons.recipes(name)) == set(names.RECIPES)
     assert method.recipes is None or "`cpu`" in text or "see `em`" in text
 
 
-@pytest.mark.parametrize("name", poisons.NAMES)
+@pytest.mark.parametrize("name", poisons.METHODS)
 def test_black_images_give_a_defined_result(name):
     clean = toy(3, 16, [6, 6])
     black = replace(clean, images=torch.zeros_like(clean.images))
@@ -134,17 +136,17 @@ def test_black_images_give_a_defined_result(name):
     assert (name in unchanged) == torch.equal(poisoned.images, black.images)
 
 
-@pytest.mark.parametrize("name", poisons.NAMES)
+@pytest.mark.parametrize("name", poisons.METHODS)
 def test_classes_without_images_do_not_matter(name):
     clean = toy(3, 16, [6, 6])
     gaps = replace(clean, targets=clean.targets | {"label": 3 * clean.targets["label"] + 1})
     assert torch.equal(short(name, gaps).images, short(name, clean).images)
 
 
-@pytest.mark.parametrize("name", poisons.NAMES)
+@pytest.mark.parametrize("name", poisons.METHODS)
 def test_one_class_is_refused_where_a_second_is_needed(name):
     one = toy(3, 16, [6])
-    if poisons.NAMES[name].classes > 1:
+    if poisons.METHODS[name].classes > 1:
         with pytest.raises(InputError, match=f"{name} needs images of at least 2 classes; toy/train has one"):
             short(name, one)
     else:
@@ -232,11 +234,11 @@ def test_strength_may_be_a_fraction_in_words():
 @pytest.mark.skipif(not (ROOT / "data" / "mnist").exists(), reason="run `dvc pull data.dvc`")
 def test_a_victim_of_lsp_loses_what_a_victim_of_noise_keeps():
     parts = {part: data.load("mnist", part, root=ROOT / "data", limit=800) for part in ("train", "test")}
-    recipe, scores = train.Recipe(epochs=10, batch_size=64, lr=0.02, pad=2, flip=False), {}
+    recipe, scores = victim.Recipe(epochs=10, batch_size=64, lr=0.02, pad=2, flip=False), {}
     for name in ("noise", "lsp"):
-        model = models.make("lenet5", channels=1, classes=10, size=28, seed=0)
+        model = classifiers.make("lenet5", channels=1, classes=10, size=28, seed=0)
         poisoned = make(name, parts["train"], eps=128 / 255)
-        history = train.fit(
+        history = victim.fit(
             model, poisoned, parts["test"], recipe=recipe, defense=defenses.make("none"), seed=0, device="cpu"
         )
         scores[name] = history.test_accuracy[-1]

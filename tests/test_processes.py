@@ -1,14 +1,17 @@
-"""Work in processes: order, how many, what happens when a piece fails."""
+"""Work in processes: order, how many, what happens when a piece fails; and what is told of it."""
 
 import os
 import time
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from ul import models, processes
+from tests.test_victims import SETTINGS
+from ul.base import names
+from ul.studies import conditions, description, processes
 
 
 def squared(n: int) -> int:
@@ -55,16 +58,45 @@ def test_a_worker_that_is_renewed_for_its_memory_is_no_news():
     assert [str(w.message) for w in seen] == []
 
 
-def test_a_gpu_is_not_shared(monkeypatch):
-    assert processes.how_many(9, 4) == 4 and processes.how_many(2, 4) == 2
-    monkeypatch.setattr(models, "device", lambda: type("Device", (), {"type": "cuda"}))
-    assert processes.how_many(9, 4) == 1
+def test_a_gpu_is_not_shared_unless_asked(monkeypatch):
+    assert processes.how_many(9, 4) == 4 and processes.how_many(2, 4) == 2 and processes.how_many(0, 4) == 1
+    monkeypatch.setattr(processes, "device", lambda: torch.device("cuda"))
+    assert processes.how_many(9) == 1 and processes.how_many(9, 2) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
+def test_cores_are_those_that_this_process_may_use():
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert processes.how_many(9) == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 @pytest.mark.parametrize("poison", [None, "/home/somebody/mine.npz"])
 def test_a_description_names_no_place_of_this_machine(poison):
-    settings = {"dataset": "rooms", "root": "/home/somebody/data", "poison": poison}
-    found = processes.described(settings, {"train": "ab"}, torch.device("cpu"))
-    assert found["config"] == {"dataset": "rooms", "poison": poison is not None} and found["data"] == {"train": "ab"}
-    assert found["machine"] == {"device": "cpu", "threads": 1} and found["versions"]["torch"] == torch.__version__
-    assert settings["poison"] == poison and "somebody" not in str(found)
+    run = placed(poison)
+    found = description.described(run, {"train": "ab"}, torch.device("cpu"))
+    assert found["data"] == {"train": "ab"} and found["versions"]["torch"] == torch.__version__
+    assert found["machine"] == {"device": "cpu", "threads": 1, "precision": "float32"}
+    assert found["config"]["dataset"] == "rooms" and "root" not in found["config"] and "images" not in found["config"]
+    assert found["config"]["poison"] == (poison is not None) and found["config"]["seed"] == 0
+    assert run.images.poison == poison and "somebody" not in str(found)
+
+
+def test_what_a_run_depends_on_has_no_places_but_the_rows_that_it_names(monkeypatch):
+    base = description.depends(placed(None))
+    assert base == description.depends(placed("/home/somebody/mine.npz"))
+    assert "somebody" not in str(base)
+    monkeypatch.setitem(names.DATASETS, "another", names.DataSet("label", 3))
+    monkeypatch.setitem(names.METHODS, "another", names.Method("Another", "handcrafted"))
+    assert description.depends(placed(None)) == base, "a new row changes no other"
+    monkeypatch.setitem(names.DATASETS, "rooms", replace(names.DATASETS["rooms"], classes=11))
+    assert description.depends(placed(None)) != base
+
+
+def placed(poison: str | None):
+    run = conditions.one(SETTINGS | {"root": "/home/somebody/data", "poison": poison})[0]
+    assert run.images.root == "/home/somebody/data"
+    return run

@@ -1,21 +1,16 @@
-"""Records and figures on disk: whole or not at all, the same bytes for the same content."""
+"""Records on disk: whole or not at all, the same bytes for the same content."""
 
 import hashlib
 import json
 import math
-import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
-from PIL import Image
 
-from ul import figures, records
-from ul.config import InputError
-
-# ---- records -----------------------------------------------------------------------------------------------------
+from ul.base import records
+from ul.base.errors import InputError
 
 
 def test_records_come_back(tmp_path):
@@ -120,137 +115,73 @@ def test_notes_without_a_progress_file_go_nowhere(tmp_path, monkeypatch, capsys)
     assert capsys.readouterr() == ("", "") and list(tmp_path.iterdir()) == []
 
 
-# ---- figures -----------------------------------------------------------------------------------------------------
-
-DRAW = """
-import sys, numpy as np
-from matplotlib import pyplot as plt
-from ul import figures
-figures.use_style()
-figure, ax = plt.subplots()
-figures.curves(ax, {"em": np.array([[1.0, 2.0], [2.0, 4.0]])}, ylabel="loss")
-figures.save(figure, sys.argv[1])
-"""
+# ---- arrays ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32", "int64", "bool"])
+@pytest.mark.parametrize("shape", [(3,), (2, 3, 4), (0, 5), ()])
+def test_arrays_come_back_through_json(dtype, shape):
+    array = (9 * np.random.default_rng(0).random(shape)).astype(dtype)
+    text = json.dumps(records.packed(array))
+    back = records.unpacked(json.loads(text))
+    assert "\n" not in text and back.dtype == array.dtype and back.shape == array.shape
+    np.testing.assert_array_equal(back, array)
 
 
-def test_saved_figures_are_the_same_bytes_in_every_process(tmp_path):
-    for name in "ab":
-        subprocess.run([sys.executable, "-c", DRAW, tmp_path / name], check=True, env={"MPLBACKEND": "agg"})
-    for kind in ("svg", "png"):
-        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
-    svg = (tmp_path / "a.svg").read_text()
-    assert "<dc:date>" not in svg and "em (n=2)" in svg  # text stays text
-    with Image.open(tmp_path / "a.png") as image:
-        assert image.size > (300, 200) and "Software" not in image.info
+def test_arrays_are_packed_in_the_order_of_their_indices():
+    turned = np.arange(12, dtype=np.int16).reshape(3, 4).T
+    assert records.packed(turned) == records.packed(turned.copy()) != records.packed(turned.T)
+    np.testing.assert_array_equal(records.unpacked(records.packed(turned)), turned)
 
 
-def test_nothing_is_saved_without_a_name(tmp_path, monkeypatch):
+GOOD = records.packed(np.arange(6, dtype=np.float32).reshape(2, 3))
+NONSENSE = {
+    "no record": "text", "a list": [1], "nothing": None, "empty": {}, "no dtype": GOOD | {"dtype": [1]},
+    "unknown dtype": GOOD | {"dtype": "float31"}, "objects": GOOD | {"dtype": "O"}, "short": GOOD | {"shape": [2, 4]},
+    "long": GOOD | {"shape": [2]}, "no shape": GOOD | {"shape": "two"}, "not base64": GOOD | {"base64": "%%%"},
+    "cut": GOOD | {"base64": GOOD["base64"][:-1]}, "no text": GOOD | {"base64": 7},
+    "half a number": GOOD | {"base64": "AAAA"}, "a wider type": GOOD | {"dtype": "complex128"},
+    "no bytes": {"dtype": "float32", "shape": [2, 3]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("found", NONSENSE.values(), ids=NONSENSE)
+def test_what_is_no_packed_array_is_refused_in_one_line(found):
+    with pytest.raises(InputError, match=r"^no packed array \(\w+: .*\); run `dvc repro` again$") as caught:
+        records.unpacked(found)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# ---- studies -----------------------------------------------------------------------------------------------------
+
+
+def made():
+    return {"b": (1 / 3, {"z": 1, "a": np.float64(2)}), "a": [2e-12 / 3, None, "x"]}
+
+
+def test_a_study_is_the_same_made_written_or_read(tmp_path):
+    """Keys in one order, numbers as the file has them, lists for tuples."""
+    path = str(tmp_path / "deep" / "study.json")
+    alone, written = records.study(made), records.study(made, record=path)
+    read = records.study(None, recorded=path)  # nothing is made
+    texts = {json.dumps(found) for found in (alone, written, read, records.load(path))}
+    assert texts == {'{"a": [6.66667e-13, null, "x"], "b": [0.333333, {"a": 2.0, "z": 1}]}'}
+
+
+def test_a_study_is_not_written_where_no_file_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    figures.save(plt.figure(), None)
+    records.study(made)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_style_ends_with_its_block():
-    before = plt.rcParams["font.size"]
-    with figures.style():
-        assert plt.rcParams["font.size"] == figures.STYLE["font.size"] != before
-    assert plt.rcParams["font.size"] == before
+def test_a_study_that_cannot_be_written_or_read_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        records.study(lambda: {"a": math.nan}, record=str(tmp_path / "a.json"))
+    with pytest.raises(InputError, match=r"a\.json is missing; run `dvc repro`"):
+        records.study(made, recorded=str(tmp_path / "a.json"))
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_methods_keep_their_own_colours():
-    assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
-    assert figures.colour("em") == figures.COLOURS["em"]
-    assert figures.colour("unheard of") not in figures.COLOURS.values()
-
-
-def test_gallery_has_a_named_row_for_each_entry():
-    images = np.random.default_rng(0).integers(0, 256, (3, 3, 4, 4), dtype=np.uint8)
-    figure = figures.gallery({"clean": images, "em": 255 - images, "grey": images[:, :1]})
-    assert len(figure.axes) == 9
-    assert [ax.texts[0].get_text() for ax in figure.axes[::3]] == ["clean", "em", "grey"]
-    assert np.array_equal(figure.axes[1].images[0].get_array(), images[1].transpose(1, 2, 0))
-
-
-def test_heat_maps_show_layers_epochs_and_the_threshold():
-    sal = np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])  # two epochs, three layers
-    figure = figures.heat_maps({"clean": sal, "em": sal / 100}, ["a", "b", "c"], [1, 30], beta=0.35)
-    left, right, bar = figure.axes
-    assert [ax.get_title() for ax in (left, right)] == ["clean", "em"]
-    assert [t.get_text() for t in left.get_yticklabels()] == ["a", "b", "c"]
-    assert [t.get_text() for t in right.get_xticklabels()] == ["1", "30"]
-    assert left.get_xlabel() == "epoch" and "nats" in bar.get_ylabel()
-    assert left.yaxis_inverted()
-    assert np.array_equal(left.collections[0].get_array(), sal.T)
-    high = left.lines[0].get_xydata() - 0.5  # (epoch, layer) above the threshold
-    assert sorted(map(tuple, high)) == [(1, 0), (1, 1), (1, 2)]
-    assert len(right.lines[0].get_xydata()) == 0
-
-
-def test_heat_maps_without_a_threshold_mark_nothing():
-    figure = figures.heat_maps({"clean": np.array([[0.1, 0.2]])}, ["a", "b"], [1], beta=None)
-    assert len(figure.axes[0].lines[0].get_xydata()) == 0
-
-
-def frame() -> pd.DataFrame:
-    rows = [("em", 5, 0.1, 0.05, 0.2), ("tap", 3, 1.6, 1.2, 2.0), ("lsp", 1, 0.4, np.nan, np.nan)]
-    return pd.DataFrame(rows, columns=["method", "n", "ud", "ud_low", "ud_high"])
-
-
-def test_intervals_draw_first_rows_on_top_with_their_n():
-    _, ax = plt.subplots()
-    assert figures.intervals(ax, frame(), "ud", label="UD", ratio=True) is ax
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["lsp (n=1)", "tap (n=3)", "em (n=5)"]
-    assert ax.get_xlabel() == "UD"
-    points = [container.lines[0].get_xydata()[0].tolist() for container in ax.containers]
-    assert points == [[0.4, 0], [1.6, 1], [0.1, 2]]
-    ends = ax.containers[1].lines[2][0].get_segments()[0][:, 0]
-    assert ends == pytest.approx([1.2, 2.0])
-
-
-def test_curves_show_mean_and_range():
-    _, ax = plt.subplots()
-    values = np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 7.0]])
-    assert figures.curves(ax, {"em": values, "clean": values[0]}, ylabel="accuracy") is ax
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "accuracy")
-    assert ax.lines[0].get_xydata().tolist() == [[1, 2], [2, 2], [3, 5]]
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["em (n=2)", "clean (n=1)"]
-    band = ax.collections[0].get_paths()[0].get_extents()
-    assert (band.ymin, band.ymax) == (1, 7)
-
-
-def test_scatter_has_a_point_a_run_and_names_the_methods():
-    _, ax = plt.subplots()
-    points = pd.DataFrame({
-        "method": ["em", "em", "em", "tap"], "ud": [0.1, 0.3, 0.5, 1.5], "accuracy": [0.2, 0.4, 0.2, 0.1],
-    })  # fmt: skip
-    assert figures.scatter(ax, points, x="ud", y="accuracy", labels=("UD", "test accuracy")) is ax
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("UD", "test accuracy")
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
-    assert drawn == {"em": [[0.1, 0.2], [0.3, 0.4], [0.5, 0.2]], "tap": [[1.5, 0.1]]}
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["em", "tap"]
-    assert ax.lines[0].get_marker() != ax.lines[1].get_marker()
-
-
-def test_spectrum_finds_a_planted_wave():
-    _, ax = plt.subplots()
-    wave = np.cos(2 * np.pi * 3 * np.arange(16) / 16)  # three cycles across
-    figures.spectrum(ax, np.broadcast_to(wave, (2, 3, 16, 16)), name="em")
-    picture = ax.images[0]
-    row, column = np.unravel_index(np.argmax(picture.get_array()), (16, 16))
-    assert row == 8 and abs(column - 8) == 3
-    assert "cycles" in ax.get_xlabel() and "em" in ax.get_title()
-
-
-def test_rankings_have_a_row_a_choice():
-    values = pd.DataFrame({"em": [0.1, -0.5], "ar": [0.2, np.nan]}, index=["default", "other"])
-    table = pd.DataFrame({"tau": [1.0, 0.2], "tau_low": [np.nan, -3.0], "tau_high": [np.nan, 3.4]}, index=values.index)
-    table = table.join(table.add_prefix("accuracy_"))
-    left, right = figures.rankings(values, table).axes
-    assert [t.get_text() for t in left.get_yticklabels()] == ["default", "other"] and left.yaxis_inverted()
-    assert right.get_xlim() == (-1.05, 1.05)
+def test_a_reason_is_one_line():
+    assert records.reason(ValueError("no\n  luck\t here")) == "ValueError: no luck here"
+    assert records.reason(KeyError("a")) == "KeyError: 'a'" and records.reason(RuntimeError()) == "RuntimeError:"

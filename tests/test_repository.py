@@ -1,9 +1,10 @@
 """The repository holds together: layers, stage dependencies, pins, notebooks, profiles."""
 
 import ast
-import inspect
 import json
 import re
+import subprocess
+import sys
 import tomllib
 from itertools import chain
 from pathlib import Path
@@ -13,43 +14,15 @@ from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 
 from tests import dag, imports, licences
-from ul import axes, cross_task, grid, models, poisons, published, validation
+from ul.base import names
+from ul.pipeline import notebooks, readme
+from ul.studies import own_poison
 
 ROOT = imports.ROOT
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = [ROOT / "params.yaml", *ROOT.glob("profiles/*/params.yaml")]
 LOCKS = [ROOT / "dvc.lock", *sorted(ROOT.glob("profiles/*/dvc.lock"))]
-POISONS = {path.stem for path in (ROOT / "ul" / "poisons").glob("*.py")} - {"__init__"}
-# Each row imports only rows above it.
-ROWS = [
-    {
-        "buildings",
-        "config",
-        "critical",
-        "derived",
-        "perturb",
-        "published",
-        "rays",
-        "shapes",
-        "stats",
-        "ud",
-        "vit",
-    },
-    {"records", "rooms", "metrics", "graph", "extremes", "fetch", "folders", "parameters"},
-    {"figures", "taskonomy", "tables", "models", "files", "nb"},
-    {"data", "axes", "behaviour", "kept", "readme", "tasks", "encoders", "weighting"},
-    {"defenses", "sal", "labels", "cross_tables", "claims", "processes"},
-    {"train", "public", "scores", "cross_figures", "landscape", "convergence_figures", "pages"},
-    {"multitask", "paths", "plain", "report"},
-    {"poisons", *(f"poisons.{name}" for name in POISONS)},
-    {"benchmark", "checks"},
-    {"grid", "validation", "taskwise", "convergence"},
-    {"cross_task", "convergence_tables", "flatness", "planes"},
-    {"explore"},
-    {"__main__"},
-]
-ROW = {name: i for i, row in enumerate(ROWS) for name in row}
 TOP = {
     "notebooks", "ul", "data", "data.dvc", "dvc.yaml", "dvc.lock", "tests", "environment.yml", "README.md", "LICENSE",
     "CITATION.cff", "pyproject.toml", "requirements.lock", "Makefile", "params.yaml", "profiles", "results", "build",
@@ -61,25 +34,28 @@ def load_yaml(path: Path):
     return YAML(typ="safe", pure=True).load(path)
 
 
-def test_every_module_has_a_row():
-    assert set(imports.modules()) == set(ROW)
+def test_rooms_are_those_of_the_layout_and_none_holds_a_single_file():
+    rooms = {path.name: [*path.glob("*.py")] for path in (ROOT / "ul").iterdir() if path.is_dir()}
+    rooms.pop("__pycache__", None)
+    assert set(rooms) == {
+        "base", "data", "render", "nets", "tasks", "training", "poisons", "sharpness", "studies", "tables", "figures",
+        "pipeline",
+    }  # fmt: skip
+    assert all(len(files) > 2 for files in rooms.values())
+    assert {path.name for path in (ROOT / "ul").glob("*.py")} == {"__init__.py", "__main__.py"}
 
 
-@pytest.mark.parametrize("name", sorted(ROW))
-def test_modules_import_only_rows_above(name):
-    family = name.split(".")[0]
-    for other in imports.of_module(name):
-        inside = other.split(".")[0] == family == "poisons"
-        assert inside or ROW[other] < ROW[name], f"{name} imports {other}"
+@pytest.mark.slow
+def test_rooms_use_those_below_them():
+    done = subprocess.run([Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "0 broken" in done.stdout, done.stdout[-2000:]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "ul").rglob("*.py")) + sorted((ROOT / "tests").rglob("*.py")), ids=str)
-def test_files_and_functions_stay_small(path):
-    source = path.read_text()
-    assert source.count("\n") <= 350, path
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+def test_the_contracts_of_rooms_name_every_room():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    named = {room for contract in contracts for row in contract.get("layers", []) for room in row.split(" | ")}
+    named |= {room for contract in contracts for room in contract.get("source_modules", [])}
+    assert named == {f"ul.{path.name}" for path in (ROOT / "ul").iterdir() if (path / "__init__.py").exists()}
 
 
 def stages_of(notebook: str):
@@ -90,20 +66,39 @@ def stages_of(notebook: str):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_stage_dependencies_are_the_imports(path):
-    """A method's own module is loaded when its poison is made; what such modules import counts for all of them.
-
-    Poisons against several tasks need far more, and have a stage of their own.
-    """
-    stages, own = list(stages_of(path.stem)), "ul/poisons/${item.module}.py"
+def test_stages_depend_on_their_notebook_which_tells_its_code(path):
+    """Nobody lists modules: a cleaned notebook holds the closure of what it imports."""
+    stages = list(stages_of(path.stem))
     assert stages, f"no stage runs {path.name}"
     for name, stage in stages:
-        wanted = imports.of_notebook(path)
-        if own in stage["deps"]:
-            made = [method for method in poisons.NAMES.values() if method.tasks == (name == "poison_tasks")]
-            wanted |= imports.of_making({f"poisons.{method.module}" for method in made})
-        assert {d for d in stage["deps"] if d.startswith("ul/")} - {own} == imports.files_of(wanted), name
-    assert (path.stem == "01_poison") == (own in stages[0][1]["deps"])
+        assert f"build/${{profile.name}}/nb/{path.name}" in stage["deps"], name
+        assert not [dep for dep in stage["deps"] if dep.startswith("ul/")], name
+
+
+def test_a_poisons_stage_depends_on_the_code_of_its_method():
+    """It is loaded by name, where no import tells; so are those of stages that make poisons of their own."""
+    stages = load_yaml(ROOT / "dvc.yaml")["stages"]
+    code = "build/${profile.name}/nb/code"
+    assert f"{code}/poisons.${{item.module}}.json" in stages["poison"]["do"]["deps"]
+    assert code in stages["validation"]["deps"] and f"{code}/poisons.handcrafted.json" in stages["my_poison"]["deps"]
+    assert names.METHODS["noise"].module == names.METHODS[own_poison.EXAMPLE].module == "handcrafted"
+
+
+def test_the_pipeline_is_short_and_stages_own_folders():
+    text = (ROOT / "dvc.yaml").read_text()
+    assert text.count("\n") <= 300
+    stages = load_yaml(ROOT / "dvc.yaml")["stages"]
+    assert stages["clean"]["deps"] == ["notebooks", "ul"]
+    outs = [next(iter(out)) for s in stages.values() for out in s.get("do", s)["outs"] if isinstance(out, dict)]
+    drawn = [out for out in outs if "/figures/" in out or "/tables/" in out]
+    assert drawn and not [out for out in drawn if out.endswith((".csv", ".md", ".tex", ".svg", ".png"))]
+
+
+def test_a_record_is_drawn_from_only_where_somebody_asks():
+    """`recorded` is never used by `dvc repro`."""
+    assert "recorded" not in (ROOT / "dvc.yaml").read_text()
+    for path in PROFILES:
+        assert "recorded" not in path.read_text()
 
 
 def methods_of(params: dict) -> dict[str, list[str]]:
@@ -114,17 +109,19 @@ def methods_of(params: dict) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("path", PROFILES, ids=str)
 def test_conditions_are_the_grid_with_each_methods_module(path):
+    """Beside the benchmark's methods there may be one against several tasks, which the cross-task study uses."""
     params = load_yaml(path)
     settings = params["settings"]
     wanted = {
-        f"{d}-{m}": {"dataset": d, "method": m, "module": poisons.NAMES[m].module, "at": settings[d]["at"]}
+        f"{d}-{m}": {"dataset": d, "method": m, "module": names.METHODS[m].module, "at": settings[d]["at"]}
         for d, methods in methods_of(params).items()
         for m in methods
     }
-    assert params["conditions"] == wanted
-    for key, row in params["task_conditions"].items():
-        assert key == f"{row['dataset']}-{row['method']}" and poisons.NAMES[row["method"]].tasks
-        assert row["module"] == poisons.NAMES[row["method"]].module
+    more = {key: row for key, row in params["conditions"].items() if key not in wanted}
+    assert {key: params["conditions"][key] for key in wanted} == wanted
+    for key, row in more.items():
+        assert key == f"{row['dataset']}-{row['method']}" and names.METHODS[row["method"]].tasks
+        assert row["module"] == names.METHODS[row["method"]].module
     assert params["grid"]["settings"] == list(params["poison"])
 
 
@@ -153,19 +150,6 @@ def test_settings_differ_from_the_plain_one_in_what_their_place_says(path):
     assert params["claims"]["setting"] == grid["settings"][0]
 
 
-@pytest.mark.parametrize("name, code", [("benchmark", grid.CODE), ("cross_task", cross_task.CODE)])
-def test_kept_runs_are_bound_to_all_code_that_their_numbers_depend_on(name, code):
-    """What else a run imports only makes its images, whose bytes count, or has no part in its numbers."""
-    other = {"buildings", "data", "files", "folders", "rays", "rooms", "shapes", "taskonomy"}
-    other |= {module for module in imports.closure({name}) if module.partition(".")[0] == "poisons"}
-    assert set(code) == imports.closure({name}) - other - {"config", "kept", "processes", "records"}
-
-
-def test_kept_scores_are_bound_to_the_code_that_makes_them():
-    own, source = imports.closure({"validation"}) - set(grid.CODE), inspect.getsource(validation.scores_of)
-    assert set(grid.ENDING) == {"validation"} | {name for name in own - {"config", "data"} if f"{name}." in source}
-
-
 def test_every_profile_runs_the_same_pipeline():
     for params in ROOT.glob("profiles/*/params.yaml"):
         # Copies: in other revisions DVC does not follow links, and compares nothing (`dvc exp show`, `dvc plots diff`).
@@ -179,8 +163,6 @@ def test_every_profile_runs_the_same_pipeline():
 
 @pytest.mark.parametrize("path", PROFILES, ids=str)
 def test_profiles_name_only_parameters_that_notebooks_know(path):
-    from ul import nb
-
     params = load_yaml(path)
     rows = {
         "00_data": [params["data"]],
@@ -196,10 +178,14 @@ def test_profiles_name_only_parameters_that_notebooks_know(path):
     for stem, settings in rows.items():
         notebook = ROOT / "notebooks" / f"{stem}.ipynb"
         for own in settings:
-            nb.checked(own, nb.kinds(nb.read(notebook)), str(notebook))
+            notebooks.checked(own, notebooks.kinds(notebooks.read(notebook)), str(notebook))
     for name, study in params["convergences"].items():
         poisons_of = study["with"].get("poisons")
-        assert study["uses"] == poisons_of if poisons_of else (ROOT / study["uses"]).is_file(), name
+        own = {
+            f"build/{params['profile']['name']}/nb/code/poisons.{names.METHODS[m].module}.json"
+            for m in study["with"]["methods"]
+        }
+        assert {study["uses"]} == ({poisons_of} if poisons_of else own), name
 
 
 def test_lock_satisfies_pyproject_and_environment_installs_it():
@@ -262,9 +248,26 @@ def test_store_is_within_its_bounds():
     assert sum(p.stat().st_size for p in files) <= 25e6
 
 
-def test_methods_without_a_surrogate_have_one_recipe():
-    assert set(published.ONE_RECIPE) == {name for name, method in poisons.NAMES.items() if not method.recipes}
+def test_readme_says_what_the_pipeline_found():
+    """Blocks are copied, never typed: `make readme`."""
+    text, findings = ((ROOT / name).read_text() for name in ("README.md", "results/laptop/findings.md"))
+    blocks = [match[0] for match in readme.BLOCK.finditer(findings)]
+    assert len(blocks) == 2 and all(block in text for block in blocks), "run `make readme`"
 
 
-def test_transformers_are_networks():
-    assert set(axes.TRANSFORMERS) <= set(models.NAMES)
+def test_readme_draws_the_rooms_as_they_are():
+    section = (ROOT / "README.md").read_text().split("## Layout")[1].split("\n## ")[0]
+    rooms = [path.name for path in (ROOT / "ul").iterdir() if (path / "__init__.py").exists()]
+    assert all(re.search(rf"^ *\W*{room}\b.* \S+", section, re.M) for room in rooms)
+    modules = {path.stem for path in (ROOT / "ul").rglob("*.py")}
+    missing = {name for name in re.findall(r"`ul\.([\w.]+)`", section) if name.split(".")[-1] not in modules | {*rooms}}
+    assert missing == set()
+
+
+LINK = re.compile(r"(?<!\!)\[[^\]]*\]\(([^)#\s]+)[^)]*\)|!\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def test_no_link_of_readme_is_dead():
+    text = (ROOT / "README.md").read_text()
+    targets = {a or b for a, b in LINK.findall(text)}
+    assert len(targets) > 10 and [t for t in targets if "://" not in t and not (ROOT / t).exists()] == []

@@ -9,17 +9,21 @@ import pytest
 
 from tests.imports import ROOT
 from tests.test_pipeline import SMOKE, cloned, contents, dvc, environment
-from ul import tables
+from ul.tables import benchmark
 
 pytestmark = pytest.mark.long
 # Every place that fixes one thread a process, and how it reads for two; a clone is changed, never the package.
 PINS = {
-    "ul/nb.py": ('THREADS = {name: "1" for', 'THREADS = {name: "2" for'),
-    "ul/models.py": ("torch.set_num_threads(1 if", "torch.set_num_threads(2 if"),
+    "ul/pipeline/notebooks.py": ('THREADS = {name: "1" for', 'THREADS = {name: "2" for'),
+    "ul/nets/device.py": ("torch.set_num_threads(1 if", "torch.set_num_threads(2 if"),
 }
-ASKED = (
-    "import torch; from ul import models, nb\nwith models.one_thread('cpu'): print(torch.get_num_threads(), nb.THREADS)"
-)
+ASKED = """
+import torch
+from ul.nets.device import one_thread
+from ul.pipeline.notebooks import THREADS
+with one_thread("cpu"):
+    print(torch.get_num_threads(), THREADS)
+"""
 
 
 def computed(clone: Path, *targets: str) -> Path:
@@ -74,7 +78,7 @@ def test_two_threads_leave_accuracies_within_tolerance_and_compare_names_the_res
 
 
 def agreed(first: Path, again: Path) -> None:
-    found = tables.differences(first, again)
+    found = benchmark.differences(first, again)
     told = asked(ROOT, "-m", "ul", "compare", str(first), str(again))
     line = told.stdout + told.stderr
     print(line)

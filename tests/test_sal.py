@@ -8,8 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.plain import plain_sal
-from ul import data, defenses, graph, models, sal, train
-from ul.config import InputError
+from ul import data
+from ul.base.errors import InputError
+from ul.nets import classifiers
+from ul.sharpness import cut, sal
+from ul.training import defenses, victim
 
 STEPS = 10
 
@@ -48,7 +51,7 @@ class Plain(nn.Module):
 def small_net(seed=0, name="resnet8", width=4):
     """A network with batch norm whose statistics and modes are not those of a new one, and images for it."""
     options = {"width": width} if name == "resnet8" else {}
-    model = models.make(name, channels=3, classes=4, size=16, seed=seed, **options)
+    model = classifiers.make(name, channels=3, classes=4, size=16, seed=seed, **options)
     rng = torch.Generator().manual_seed(seed)
     images, targets = torch.rand((24, 3, 16, 16), generator=rng), torch.randint(0, 4, (24,), generator=rng)
     with torch.no_grad():
@@ -120,11 +123,11 @@ def test_larger_balls_hold_larger_changes():
 @pytest.mark.parametrize("name", ["resnet8", "lenet5", "linear"])
 def test_cutting_the_network_changes_nothing(name):
     model, images, targets = small_net(name=name)
-    assert graph.traced(Plain(model), images) is None
-    cut, whole = sal.per_layer(model, images, targets), sal.per_layer(Plain(model), images, targets)
-    assert cut["layer"].tolist() == [n.removeprefix("inner.") for n in whole["layer"]]
-    cut, whole = (torch.tensor(frame.drop(columns=["layer", "error"]).to_numpy()) for frame in (cut, whole))
-    torch.testing.assert_close(cut, whole, rtol=1e-3, atol=1e-5)
+    assert cut.traced(Plain(model), images) is None
+    parts, whole = sal.per_layer(model, images, targets), sal.per_layer(Plain(model), images, targets)
+    assert parts["layer"].tolist() == [n.removeprefix("inner.") for n in whole["layer"]]
+    parts, whole = (torch.tensor(frame.drop(columns=["layer", "error"]).to_numpy()) for frame in (parts, whole))
+    torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [5, 23])
@@ -183,9 +186,9 @@ def test_probing_does_not_change_training():
     images = x.float() / 255
     states = []
     for hook in (None, lambda epoch, model: sal.per_layer(model, images, split.targets["label"], steps=2)):
-        model = models.make("resnet8", channels=3, classes=4, size=16, seed=0)
-        recipe = train.Recipe(epochs=2, batch_size=16, pad=2)
-        train.fit(
+        model = classifiers.make("resnet8", channels=3, classes=4, size=16, seed=0)
+        recipe = victim.Recipe(epochs=2, batch_size=16, pad=2)
+        victim.fit(
             model, split, split, recipe=recipe, defense=defenses.make("none"), seed=0, device="cpu", on_epoch=hook
         )
         states.append(model.state_dict())

@@ -3,15 +3,17 @@
 import torch
 from torch import Generator, nn
 
-from tests.test_train import toy
-from ul import defenses, models, perturb, train
+from tests.test_training import toy
+from ul.data import pixels
+from ul.nets import classifiers
+from ul.training import defenses, victim
 
 
 def test_a_sharpness_aware_step_by_hand():
     """SAM: the step's gradient is the one a radius further up the hill; the weights it starts from are those before."""
     split, rho, rate = toy(12), 0.5, 0.3
-    model = models.make("linear", channels=1, classes=4, size=16, seed=0)
-    x = (perturb.to_float(split.images).flatten(1) - 0.5) * 4
+    model = classifiers.make("linear", channels=1, classes=4, size=16, seed=0)
+    x = (pixels.to_float(split.images).flatten(1) - 0.5) * 4
     truth = torch.eye(4)[split.targets["label"]]
 
     def slopes(w, b):
@@ -22,9 +24,9 @@ def test_a_sharpness_aware_step_by_hand():
     gw, gb = slopes(w, b)
     norm = (gw.square().sum() + gb.square().sum()).sqrt()
     gw, gb = slopes(w + rho * gw / norm, b + rho * gb / norm)
-    recipe = train.Recipe(epochs=1, batch_size=12, sam=rho)
-    optimizer, schedule = torch.optim.SGD(model.parameters(), rate), train._optimizer(model, recipe, steps=1)[1]
-    train._epoch(
+    recipe = victim.Recipe(epochs=1, batch_size=12, sam=rho)
+    optimizer, schedule = torch.optim.SGD(model.parameters(), rate), victim._optimizer(model, recipe, steps=1)[1]
+    victim._epoch(
         model, split.images, split.targets["label"], recipe, False, defenses.make("none").batch, optimizer, schedule,
         Generator().manual_seed(0),
     )  # fmt: skip
@@ -47,8 +49,8 @@ def test_sharpness_aware_steps_leave_out_parameters_that_nothing_uses():
     for spare in (False, True):
         model = Spare(spare)
         nn.init.zeros_(model.fc.bias)
-        recipe = train.Recipe(epochs=2, batch_size=16, sam=0.1)
-        train.fit(model, split, None, recipe=recipe, defense=defenses.make("none"), seed=0, device="cpu")
+        recipe = victim.Recipe(epochs=2, batch_size=16, sam=0.1)
+        victim.fit(model, split, None, recipe=recipe, defense=defenses.make("none"), seed=0, device="cpu")
         trained.append(model.fc.weight.detach())
     assert torch.equal(*trained) and not torch.equal(trained[0], torch.ones(4, 16))
 
@@ -57,8 +59,8 @@ def test_sharpness_aware_steps_move_batch_statistics_once():
     split = toy(32)
     states = []
     for sam in (0.0, 0.1):
-        model = models.make("resnet8", channels=split.images.shape[1], classes=4, size=16, seed=0)
-        recipe = train.Recipe(epochs=1, batch_size=32, lr=0.0, warmup=1.0, sam=sam)
-        train.fit(model, split, None, recipe=recipe, defense=defenses.make("none"), seed=0, device="cpu")
+        model = classifiers.make("resnet8", channels=split.images.shape[1], classes=4, size=16, seed=0)
+        recipe = victim.Recipe(epochs=1, batch_size=32, lr=0.0, warmup=1.0, sam=sam)
+        victim.fit(model, split, None, recipe=recipe, defense=defenses.make("none"), seed=0, device="cpu")
         states.append(dict(model.named_buffers()))
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0] if "running" in k)

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tests.test_sal import assert_same_state, small_net, state_of
-from ul import scores
+from ul.nets.classifiers import vector
+from ul.sharpness import scores
 
 
 def rng(seed=0):
@@ -54,6 +55,44 @@ def test_hessian_trace_leaves_the_model():
     before = state_of(model)
     assert len(scores.hessian_trace(model, images, targets, draws=2, rng=rng())) == 2
     assert_same_state(before, state_of(model))
+
+
+def test_sharpness_of_a_linear_loss_is_radius_times_slope():
+    model, images, targets = small_net(name="lenet5")
+    before = state_of(model.train())
+    tiny = scores.sharpness(model, images, targets, radius=1e-3) / 1e-3
+    assert_same_state(before, state_of(model))
+    slopes = torch.autograd.grad(F.cross_entropy(model.eval()(images), targets), list(model.parameters()))
+    assert tiny == pytest.approx(torch.cat([s.flatten() for s in slopes]).norm().item(), rel=0.05)
+
+
+def test_top_curvature_of_logistic_regression_has_a_closed_form():
+    """At zero weights the Hessian of cross-entropy is (I/k - 11'/k²) ⊗ mean(xx')."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4, bias=False))
+    nn.init.zeros_(model[1].weight)
+    x = torch.rand(40, 3, 2, 2, generator=rng())
+    second = x.flatten(1).T @ x.flatten(1) / len(x)
+    wanted = torch.linalg.eigvalsh(second)[-1] / 4
+    found = scores.top_curvature(model, x, torch.arange(40) % 4, tolerance=1e-5)
+    assert found == pytest.approx(wanted.item(), rel=1e-4)
+
+
+def test_top_curvature_is_that_of_the_whole_hessian():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 3))
+    x, y = torch.rand(20, 3, 2, 2, generator=rng()), torch.arange(20) % 3
+    start = vector(model)
+
+    def loss(w):
+        parts = dict(zip((n for n, _ in model.named_parameters()), _shaped(model, w), strict=True))
+        return F.cross_entropy(torch.func.functional_call(model, parts, (x,)), y)
+
+    wanted = torch.linalg.eigvalsh(torch.func.hessian(loss)(start))[-1].item()
+    assert scores.top_curvature(model, x, y, tolerance=1e-5) == pytest.approx(wanted, rel=1e-3)
+
+
+def _shaped(model: nn.Module, weights: torch.Tensor) -> list[torch.Tensor]:
+    parts = weights.split([p.numel() for p in model.parameters()])
+    return [part.view_as(p) for part, p in zip(parts, model.parameters(), strict=True)]
 
 
 class OneWeight(nn.Module):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from ul import stats
+from ul.base import stats
 
 A = [0.61, 0.55, 0.72, 0.58, 0.66]
 B = [0.50, 0.57, 0.60, 0.51, 0.59]
@@ -67,38 +67,6 @@ def test_one_seed_has_no_interval():
 def test_values_without_an_interval_are_refused(a, b, message):
     with pytest.raises(ValueError, match=message):
         stats.paired(a, b)
-
-
-# ---- Bootstrap -----------------------------------------------------------------------------------------------------
-
-
-def test_bootstrap_repeats_with_its_seed():
-    values = np.random.default_rng(0).normal(size=20)
-    first, again, other = (stats.bootstrap(values, np.mean, seed=s, reps=300) for s in (1, 1, 2))
-    assert first == again and (first.low, first.high) != (other.low, other.high)
-    np.random.seed(5)
-    assert stats.bootstrap(values, np.mean, seed=1, reps=300) == first
-
-
-def test_bootstrap_of_a_mean_agrees_with_the_central_limit():
-    values = np.random.default_rng(1).exponential(size=400)
-    found, error = stats.bootstrap(values, np.mean, seed=0), values.std() / 20
-    assert found.estimate == values.mean() and found.n == 400
-    assert (found.low, found.high) == pytest.approx(
-        (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.15 * error
-    )
-
-
-def test_bootstrap_draws_rows_together():
-    pairs = np.repeat(np.arange(12.0)[:, None], 2, 1)
-    found = stats.bootstrap(pairs, lambda v: np.abs(v[:, 0] - v[:, 1]).max(), seed=0, reps=50)
-    assert (found.low, found.high) == (0, 0)
-
-
-@pytest.mark.parametrize("n", [0, 1, 9])
-def test_bootstrap_refuses_few_units(n):
-    with pytest.raises(ValueError, match=f"10 units or more, got {n}"):
-        stats.bootstrap(np.ones(n), np.mean, seed=0)
 
 
 # ---- Ranks ---------------------------------------------------------------------------------------------------------

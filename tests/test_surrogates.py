@@ -8,11 +8,16 @@ import torch
 from torch.nn import functional as F
 
 from tests.test_poisons import EPS, SHORT, delta_of, make, short, toy
-from ul import metrics, models, perturb, poisons, train
-from ul.config import InputError
-from ul.poisons import base, minimise, surrogate, targeted
+from ul import poisons
+from ul.base import names
+from ul.base.errors import InputError
+from ul.data import pixels
+from ul.nets import classifiers
+from ul.poisons import minimise, surrogate, targeted
+from ul.poisons.target import Target
+from ul.training import metrics, victim
 
-QUICK = train.Recipe(epochs=20, batch_size=16)
+QUICK = victim.Recipe(epochs=20, batch_size=16)
 
 
 def easy(counts=(16,) * 4, size=16, seed=0):
@@ -24,12 +29,12 @@ def easy(counts=(16,) * 4, size=16, seed=0):
 
 
 def aim(split, seed=0):
-    return base.Target(split.images, split.targets["label"], seed, torch.device("cpu"), True)
+    return Target(split.images, split.targets["label"], seed, torch.device("cpu"), True)
 
 
 def losses(model, images, labels):
     with torch.no_grad():
-        return F.cross_entropy(model(perturb.to_float(images)), labels, reduction="none")
+        return F.cross_entropy(model(pixels.to_float(images)), labels, reduction="none")
 
 
 # ---- What they share -----------------------------------------------------------------------------------------------
@@ -124,8 +129,8 @@ def test_em_carries_the_label_and_only_in_its_order(em_case):
 def test_em_makes_the_loss_of_a_frozen_network_smaller(em_case):
     """Descent from zero against one fixed network: every image's own loss falls, by hand-made evaluation."""
     clean = em_case[0]
-    x, y = perturb.to_float(clean.images[:40]), clean.targets["label"][:40]
-    model = models.make("resnet8", channels=3, classes=4, size=16, seed=3).eval()
+    x, y = pixels.to_float(clean.images[:40]), clean.targets["label"][:40]
+    model = classifiers.make("resnet8", channels=3, classes=4, size=16, seed=3).eval()
     moved = minimise._minimised(model, x, torch.zeros_like(x), y, EPS, minimise.EM_RECIPES["cpu"])
     with torch.no_grad():
         before, after = (torch.nn.functional.cross_entropy(model(z), y, reduction="none") for z in (x, x + moved))
@@ -138,14 +143,14 @@ def test_em_stops_when_its_surrogate_has_learnt_the_poison(tmp_path, monkeypatch
     assert float((tmp_path / "log").read_text().split()[-1]) >= 0.99
 
 
-@pytest.mark.parametrize("name", [name for name, method in poisons.NAMES.items() if method.recipes])
+@pytest.mark.parametrize("name", [name for name, method in poisons.METHODS.items() if method.recipes])
 def test_published_recipes_run(name):
     """With the cost of a network and of images cut, not the loop."""
     small = {"architecture": "lenet5"} | {k: v for k, v in SHORT[name].items() if k != "widths"}
-    fields = vars(poisons.NAMES[name].settings()["published"])
+    fields = vars(poisons.recipes(name)["published"])
     options = {k: v for k, v in small.items() if k in fields} | ({"widths": (8, 8)} if "widths" in fields else {})
     clean = toy(3, 16, [8, 8])
-    published, reduced = (make(name, clean, recipe=r, **options) for r in poisons.RECIPES)
+    published, reduced = (make(name, clean, recipe=r, **options) for r in names.RECIPES)
     assert published.images.shape == reduced.images.shape
 
 
@@ -176,8 +181,8 @@ def test_tap_makes_its_surrogate_see_the_next_class():
     poisoned = make("tap", clean, eps=40 / 255, **settings)
     model = surrogate.fitted("resnet8", aim(clean), QUICK)
     labels = clean.targets["label"]
-    assert metrics.accuracy(model, perturb.to_float(clean.images), labels) > 0.95
-    assert metrics.accuracy(model, perturb.to_float(poisoned.images), (labels + 1) % 4) >= 0.95
+    assert metrics.accuracy(model, pixels.to_float(clean.images), labels) > 0.95
+    assert metrics.accuracy(model, pixels.to_float(poisoned.images), (labels + 1) % 4) >= 0.95
 
 
 def test_tap_keeps_the_best_of_its_restarts():
@@ -207,7 +212,7 @@ def test_sep_deceives_checkpoints_of_every_age():
     surrogate.fitted("resnet8", aim(clean), QUICK, on_epoch=lambda e, m: kept.update({e: copy.deepcopy(m)}))
     for epoch in (7, 13, 20):  # a third, two thirds, all of the training
         hits = [
-            metrics.accuracy(kept[epoch], perturb.to_float(images), (labels + 2) % 4)
+            metrics.accuracy(kept[epoch], pixels.to_float(images), (labels + 2) % 4)
             for images in (clean.images, poisoned.images)
         ]
         assert hits[0] < 0.2 and hits[1] > 0.6

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from tests.conftest import one_hot, plant, view_arrays
-from ul import buildings, data, taskonomy
-from ul.config import InputError
+from ul import data
+from ul.base.errors import InputError
+from ul.data import buildings, taskonomy
 
 FIELD_OF_VIEW = 1.1805  # radians, in point_info of the real views
 HOLE = 65535

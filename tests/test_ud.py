@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from ul import ud
+from ul.base import ud
 
 CLEAN = np.array([[0.1, 0.2, 1.0, 1.2], [0.0, 0.2, 0.8, 1.0]])  # midpoints .625 and .5, beta .5625, #LP 2 and 2
 

@@ -1,18 +1,21 @@
 """Networks cut at a layer: the parts are the whole, and only what the layer reaches is left to compute."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ul import graph, models
-from ul.config import InputError
+from ul.base.errors import InputError
+from ul.nets import classifiers
+from ul.sharpness import cut
 
 
 def used(name="resnet8", size=16):
     """A network in eval mode whose batch norms have statistics and weights of their own, with images for it."""
     options = {"width": 4} if name == "resnet8" else {}
-    model = models.make(name, channels=3, classes=4, size=size, seed=0, **options)
+    model = classifiers.make(name, channels=3, classes=4, size=size, seed=0, **options)
     images = torch.rand((6, 3, size, size), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
@@ -22,16 +25,12 @@ def used(name="resnet8", size=16):
     return model.eval().requires_grad_(False), images
 
 
-def modules(part, kind):
-    return [m for m in part.modules() if isinstance(m, kind)]
-
-
-@pytest.mark.parametrize("name", sorted(models.NAMES))
+@pytest.mark.parametrize("name", sorted(classifiers.CLASSIFIERS))
 def test_head_and_tail_are_the_network_also_after_the_layer_changed(name):
     model, images = used(name)
-    traced = graph.traced(model, images)
-    for layer in models.probed_layers(model):
-        head, tail = graph.cut(model, traced, layer)
+    traced = cut.traced(model, images)
+    for layer in classifiers.probed_layers(model):
+        head, tail = cut.cut(model, traced, layer)
         inputs, weight = head(images), model.get_submodule(layer).weight
         torch.testing.assert_close(tail(*inputs), model(images), rtol=1e-4, atol=1e-4)
         kept = weight.clone()
@@ -55,9 +54,9 @@ class Positioned(nn.Module):
 @pytest.mark.parametrize("layer", ["first", "second"])
 def test_bare_parameters_are_on_their_side_of_the_cut(layer):
     model, images = Positioned().eval().requires_grad_(False), torch.randn(4, 5)
-    traced = graph.traced(model, images)
+    traced = cut.traced(model, images)
     assert traced is not None
-    head, tail = graph.cut(model, traced, layer)
+    head, tail = cut.cut(model, traced, layer)
     inputs = head(images)
     model.get_submodule(layer).weight.mul_(1.5)
     torch.testing.assert_close(tail(*inputs), model(images))
@@ -70,7 +69,7 @@ def test_bare_parameters_are_on_their_side_of_the_cut(layer):
 def test_the_tail_has_no_layer_that_is_not_reached_and_one_norm(layer, convolutions, norms):
     """Those after the layer's block, in it only what follows; every norm but the probed layer's own is folded."""
     model, images = used()
-    _, tail = graph.cut(model, graph.traced(model, images), layer)
+    _, tail = cut.cut(model, cut.traced(model, images), layer)
     found = {part.target for part in tail.graph.nodes if part.op == "call_module"}
     found = [tail.get_submodule(name) for name in found]
     assert sum(isinstance(m, nn.Conv2d) for m in found) == convolutions
@@ -80,8 +79,8 @@ def test_the_tail_has_no_layer_that_is_not_reached_and_one_norm(layer, convoluti
 def test_the_networks_own_modules_stay_as_they_were():
     model, images = used()
     before, inside = model(images), list(model.modules())
-    for layer in models.probed_layers(model):
-        graph.cut(model, graph.traced(model, images), layer)
+    for layer in classifiers.probed_layers(model):
+        cut.cut(model, cut.traced(model, images), layer)
     assert torch.equal(model(images), before)
     assert all(a is b for a, b in zip(inside, model.modules(), strict=True))
 
@@ -105,7 +104,7 @@ def test_a_layer_that_is_called_twice(layer):
     model = Shared().eval().requires_grad_(False)
     model.norm.running_var.fill_(0.3)
     images = torch.rand((2, 3, 16, 16))
-    head, tail = graph.cut(model, graph.traced(model, images), layer)
+    head, tail = cut.cut(model, cut.traced(model, images), layer)
     inputs = head(images)
     model.get_submodule(layer).weight.mul_(2)
     torch.testing.assert_close(tail(*inputs), model(images), rtol=1e-4, atol=1e-4)
@@ -114,19 +113,19 @@ def test_a_layer_that_is_called_twice(layer):
 def test_a_layer_that_is_never_called():
     model, images = Shared().eval(), torch.rand((2, 3, 16, 16))
     with pytest.raises(InputError, match="never calls unused"):
-        graph.cut(model, graph.traced(model, images), "unused")
+        cut.cut(model, cut.traced(model, images), "unused")
 
 
 class Counts(nn.Module):
-    """Its output depends on how often it was called, which a graph cannot know."""
+    """Its output depends on how often it was called, by this share a call, which a graph cannot know."""
 
-    def __init__(self):
+    def __init__(self, share=1.0):
         super().__init__()
-        self.fc, self.calls = nn.Linear(2, 2), 0
+        self.fc, self.share, self.calls = nn.Linear(2, 2), share, 0
 
     def forward(self, x):
         self.calls += 1
-        return self.fc(x) * self.calls
+        return self.fc(x) * (1 + self.share * self.calls)
 
 
 class Looks(nn.Module):
@@ -138,9 +137,40 @@ class Looks(nn.Module):
         return self.fc(x) if x.sum() > 0 else x
 
 
-@pytest.mark.parametrize("kind", [Counts, Looks])
-def test_what_cannot_be_traced_stays_whole(kind):
-    model, x = kind(), torch.ones(1, 2)
-    assert graph.traced(model, x) is None
-    head, tail = graph.cut(model, None, "fc")
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    """The run's progress file."""
+    path = tmp_path / "log"
+    path.touch()
+    monkeypatch.setenv("UL_PROGRESS", str(path))
+    return path
+
+
+@pytest.mark.parametrize(
+    "model, line",
+    [
+        (Counts(), r"its graph computes something else \(by 0\.\d+\)"),
+        (Counts(1e-4), r"its graph computes something else \(by 0\.0001\)"),
+        (Counts(float("nan")), r"its graph computes something else \(by nan\)"),
+        (Looks(), r"torch\.fx cannot follow it \(TraceError: .*control flow.*\)"),
+    ],
+)
+def test_what_cannot_be_traced_stays_whole_and_the_log_says_so(model, line, log):
+    x = torch.ones(1, 2)
+    assert cut.traced(model, x) is None
+    head, tail = cut.cut(model, None, "fc")
     assert tail is model and head(x)[0] is x
+    said = log.read_text().splitlines()
+    assert len(said) == 1 and re.fullmatch(f"SAL takes the whole network for every layer: {line}", said[0])
+
+
+def test_an_unequal_last_bit_is_no_other_network(log):
+    """As a GPU's sums may differ from call to call: SAL would take the whole network and many times as long."""
+    model, x = Counts(2e-7), torch.ones(3, 2)
+    assert not torch.equal(model(x), model(x))
+    assert cut.traced(model, x) is not None and log.read_text() == ""
+
+
+@pytest.mark.parametrize("name", ["resnet8", "vit_tiny"])
+def test_our_networks_are_traced_without_a_word(name, log):
+    assert cut.traced(*used(name)) is not None and log.read_text() == ""

@@ -1,4 +1,4 @@
-"""What defenses and architectures do to UD, on planted runs; the verdicts on C6 and C7; the README's places."""
+"""What defenses and architectures do to UD, on planted runs; the verdicts on C6 and C7."""
 
 import math
 
@@ -8,10 +8,10 @@ import pytest
 from matplotlib import pyplot as plt
 from scipy import stats as scipy_stats
 
-from tests.test_tables import frame_of, record
-from ul import axes, claims, figures, published, readme, tables
-from ul.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED
-from ul.config import InputError
+from tests.test_benchmark_tables import frame_of, record
+from ul.figures import charts
+from ul.tables import claims, comparisons, published
+from ul.tables.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED
 
 WIGGLE = (1.0, 1.1, 0.9)
 
@@ -32,7 +32,7 @@ def grown(**factors):
 def test_gains_are_mean_log_ratios_paired_by_seed():
     frame = grown(jpeg=4, cutout=2)
     frame.loc[(frame["defense"] == "jpeg") & (frame["method"] == "em") & (frame["seed"] == 0), "ud_layers"] *= 1.5
-    found = axes.defense_gains(frame).set_index("defense")
+    found = comparisons.defense_gains(frame).set_index("defense")
     values = np.log([4, 4, 4]) + np.array([np.log(1.5) / 2, 0, 0])
     low, high = scipy_stats.t.interval(0.95, 2, values.mean(), scipy_stats.sem(values))
     assert found.loc["jpeg", ["gain", "gain_low", "gain_high"]].tolist() == pytest.approx([values.mean(), low, high])
@@ -44,7 +44,7 @@ def test_gains_are_mean_log_ratios_paired_by_seed():
 def test_gains_use_the_poisons_that_all_defenses_have_and_runs_of_equal_length():
     frame = grown(jpeg=4)
     long = pd.concat([block({"lsp": 0.1}, epochs=60), block({"lsp": 0.3}, epochs=60, defense="ueraser")])
-    found = axes.defense_gains(pd.concat([frame, long], ignore_index=True)).set_index("defense")
+    found = comparisons.defense_gains(pd.concat([frame, long], ignore_index=True)).set_index("defense")
     assert found["gain"].to_dict() == pytest.approx({"jpeg": np.log(4), "ueraser": np.log(3)})
     assert found["methods"].to_dict() == {"jpeg": 2, "ueraser": 1}
 
@@ -52,16 +52,16 @@ def test_gains_use_the_poisons_that_all_defenses_have_and_runs_of_equal_length()
 def test_defenses_without_a_shared_poison_have_their_own_gains():
     other = pd.concat([block({"ops": 0.1}), block({"ops": 0.4}, defense="mixup")])
     frame = pd.concat([grown(jpeg=4), other[other["method"] == "ops"]], ignore_index=True)
-    found = axes.defense_gains(frame).set_index("defense")
+    found = comparisons.defense_gains(frame).set_index("defense")
     assert found["gain"].to_dict() == pytest.approx({"jpeg": np.log(4), "mixup": np.log(4)})
     assert found["jpeg_more"].isna().all(), "nothing to compare"
-    verdicts = claims.verdicts(grown(), defended=axes.defense_gains(frame)).set_index("claim")
+    verdicts = claims.verdicts(grown(), defended=comparisons.defense_gains(frame)).set_index("claim")
     assert verdicts.loc["C6", "verdict"] == UNDECIDED
 
 
 def test_one_seed_has_a_gain_without_an_interval():
     frame = grown(jpeg=4, cutout=2)
-    gains = axes.defense_gains(frame[frame["seed"] == 0])
+    gains = comparisons.defense_gains(frame[frame["seed"] == 0])
     assert gains["gain"].tolist() == pytest.approx([np.log(2), np.log(4)]) and gains["gain_low"].isna().all()
     verdict = claims.verdicts(grown(), defended=gains).set_index("claim").loc["C6"]
     assert verdict["verdict"] == UNDECIDED and verdict["n"] == 1
@@ -69,23 +69,23 @@ def test_one_seed_has_a_gain_without_an_interval():
 
 def test_poisons_never_run_bare_have_no_gain():
     frame = pd.concat([block({"lsp": 0.1}), block({"em": 0.4}, defense="jpeg")], ignore_index=True)
-    assert axes.defense_gains(frame).empty
+    assert comparisons.defense_gains(frame).empty
 
 
 def test_class_wise_noise_is_no_poison():
     frame = pd.concat([grown(jpeg=4), block({"noise_classwise": 9}, defense="jpeg"), block({"noise_classwise": 1})])
     frame = frame.drop_duplicates(["defense", "method", "seed"])
-    assert axes.defense_gains(frame)["gain"].tolist() == pytest.approx([np.log(4)])
+    assert comparisons.defense_gains(frame)["gain"].tolist() == pytest.approx([np.log(4)])
 
 
 def test_a_seed_that_one_method_lacks_counts_for_none():
     frame = grown(jpeg=4)
     lacking = (frame["method"] == "em") & (frame["seed"] == 2) & (frame["defense"] == "jpeg")
-    assert axes.defense_gains(frame[~lacking])["n"].tolist() == [2]
+    assert comparisons.defense_gains(frame[~lacking])["n"].tolist() == [2]
 
 
 def test_without_a_defense_there_is_no_gain():
-    assert axes.defense_gains(grown()).empty
+    assert comparisons.defense_gains(grown()).empty
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_planted_gains_decide_c6(factors, verdict):
     frame = grown(**factors)
     rng = np.random.default_rng(0)
     frame["ud_layers"] *= np.exp(rng.normal(0, 0.01, len(frame)))
-    gains = axes.defense_gains(frame)
+    gains = comparisons.defense_gains(frame)
     row = claims.verdicts(grown(), defended=gains).set_index("claim").loc["C6"]
     assert row["verdict"] == verdict and row["n"] == 3 and "over 2 poisons" in row["measured"]
 
@@ -113,8 +113,8 @@ def networks(vit, lenet=0.3):
 
 
 def test_the_transformer_is_held_against_the_largest_cnn():
-    found = axes.stronger(networks({"lsp": 0.6, "em": 0.6})).set_index("method")
-    wanted = {"lsp": np.log(0.6 / 0.3), "em": np.log(0.6 / 0.5), axes.POOLED: np.log(2 * 1.2) / 2}
+    found = comparisons.stronger(networks({"lsp": 0.6, "em": 0.6})).set_index("method")
+    wanted = {"lsp": np.log(0.6 / 0.3), "em": np.log(0.6 / 0.5), comparisons.POOLED: np.log(2 * 1.2) / 2}
     assert found["more"].to_dict() == pytest.approx(wanted, abs=0.05)
     assert (found["n"] == 3).all() and found["p_holm"].notna().sum() == 2
 
@@ -126,7 +126,7 @@ def test_the_transformer_is_held_against_the_largest_cnn():
     ],
 )  # fmt: skip
 def test_planted_networks_decide_c7(vit, verdict):
-    compared = axes.stronger(networks(vit))
+    compared = comparisons.stronger(networks(vit))
     row = claims.verdicts(grown(), compared=compared).set_index("claim").loc["C7"]
     assert row["verdict"] == verdict and row["n"] == 3
 
@@ -135,14 +135,14 @@ def test_zeros_of_both_networks_are_alike():
     """Each network has a floor of its own; a difference of floors is no difference of data."""
     networks = {"resnet8": 0.01, "vit_tiny": 0.005}
     parts = [block({"lsp": 0.0}, architecture=name, ud_layers_floor=low) for name, low in networks.items()]
-    found = axes.stronger(pd.concat(parts, ignore_index=True))
+    found = comparisons.stronger(pd.concat(parts, ignore_index=True))
     assert found["more"].tolist() == pytest.approx([0, 0])
 
 
 def test_a_verdict_is_about_one_place():
     """The first data set's; another's rows do not enter."""
     frames = [networks({"lsp": 0.9, "em": 0.9}), networks({"lsp": 0.1, "em": 0.1}).assign(dataset="toz")]
-    compared = axes.stronger(pd.concat(frames, ignore_index=True))
+    compared = comparisons.stronger(pd.concat(frames, ignore_index=True))
     row = claims.verdicts(grown(), compared=compared).set_index("claim").loc["C7"]
     assert row["verdict"] == HOLDS and row["measured"].count("lsp") == 1
 
@@ -151,32 +151,32 @@ def test_c7_needs_half_of_the_methods():
     """One method far above, two a little below: the mean is above 0, most methods are not."""
     parts = [block({"lsp": 0.2, "em": 0.5, "ar": 0.5}, architecture="resnet8")]
     parts.append(block({"lsp": 2.0, "em": 0.45, "ar": 0.45}, architecture="vit_tiny"))
-    compared = axes.stronger(pd.concat(parts, ignore_index=True))
-    assert compared.set_index("method").loc[axes.POOLED, "more_low"] > 0
+    compared = comparisons.stronger(pd.concat(parts, ignore_index=True))
+    assert compared.set_index("method").loc[comparisons.POOLED, "more_low"] > 0
     assert claims.verdicts(grown(), compared=compared).set_index("claim").loc["C7", "verdict"] == UNDECIDED
 
 
 def test_one_kind_of_network_is_not_compared():
-    assert axes.stronger(block({"lsp": 0.2}, architecture="resnet8")).empty
+    assert comparisons.stronger(block({"lsp": 0.2}, architecture="resnet8")).empty
 
 
 def test_sal_by_epoch_is_a_geometric_mean_over_layers():
     """Ten layers at 1 beside five at 1 and five at .1: the mean log ratio is log(10) / 2 in every seed and epoch."""
     runs = [record("clean", 5, 0.9, s) for s in range(3)] + [record("tap", 10, 0.1, s) for s in range(3)]
-    found = axes.sal_by_epoch(runs)
+    found = comparisons.sal_by_epoch(runs)
     assert found["epoch"].tolist() == [1, 2] and (found["n"] == 3).all()
     assert found[["sal_ratio", "sal_ratio_low", "sal_ratio_high"]].to_numpy() == pytest.approx(math.sqrt(10))
 
 
 def test_plain_settings_come_first():
     names = ["rooms-jpeg", "rooms-vit_tiny", "mnist-jpeg"]
-    assert axes.with_bases(names) == ["rooms", "mnist", *names] and axes.with_bases([]) == []
+    assert comparisons.with_bases(names) == ["rooms", "mnist", *names] and comparisons.with_bases([]) == []
 
 
 def test_bump_lines_are_ranks_where_a_method_has_a_value():
     wide = pd.DataFrame({"none": [0.2, 0.9, 0.5], "jpeg": [0.8, 0.1, np.nan]}, index=["lsp", "em", "ar"])
     _, ax = plt.subplots()
-    lines = [line.get_xydata().tolist() for line in figures.bumps(ax, wide, label="toy").lines]
+    lines = [line.get_xydata().tolist() for line in charts.bumps(ax, wide, label="toy").lines]
     assert lines == [[[0, 3], [1, 1]], [[0, 1], [1, 2]], [[0, 2]]]
     assert [text.get_text() for text in ax.texts] == ["lsp", "em", "ar"] and ax.yaxis_inverted()
     plt.close("all")
@@ -200,51 +200,3 @@ def test_published_values_belong_to_their_very_condition():
 def test_every_published_defense_lists_the_nine_methods(defense):
     row = published.DEFENDED[defense]
     assert set(row) == set(published.CIFAR10) - {"sep"} and all(0 < v < 1 for v in row.values())
-
-
-# ---- README --------------------------------------------------------------------------------------------------------
-
-
-def page(*names):
-    return "before\n" + "\n".join(f"{readme.START.format(name=n)}\nold\n{readme.END.format(name=n)}" for n in names)
-
-
-def test_blocks_are_put_between_their_comments(tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text(page("headline", "claims") + "\nafter\n")
-    readme.update(path, headline="| new |", claims="| c |")
-    once = path.read_text()
-    assert "old" not in once and once.startswith("before\n") and once.endswith("\nafter\n")
-    assert once.index("| new |") < once.index("| c |")
-    readme.update(path, headline="| new |", claims="| c |")
-    assert path.read_text() == once
-
-
-@pytest.mark.parametrize("text", ["nothing", page("headline", "headline")])
-def test_a_page_without_its_place_is_refused_and_left(tmp_path, text):
-    path = tmp_path / "README.md"
-    path.write_text(text)
-    with pytest.raises(InputError, match="no place for headline: write the lines"):
-        readme.update(path, headline="x")
-    assert path.read_text() == text
-
-
-def test_the_headline_is_the_table():
-    summary = tables.by_method(grown())
-    lines = readme.headline(summary).splitlines()
-    assert len(lines) == 2 + 4
-    clean, noise, lsp = lines[2:5]
-    assert clean.endswith("| 1 |") and noise.split("|")[4].strip() == ""
-    row = summary.set_index("method").loc["lsp"]
-    assert f"{row.ud_layers:.2f} [{row.ud_layers_low:.2f}, {row.ud_layers_high:.2f}]" in lsp
-
-
-def test_the_readme_has_the_committed_results():
-    """What the pipeline wrote last is what is committed."""
-    from tests.imports import ROOT
-
-    table = pd.read_csv(ROOT / "results" / "laptop" / "tables" / "claims.csv", keep_default_na=False)
-    summary = pd.read_csv(ROOT / "results" / "laptop" / "tables" / "ud_by_data.csv")
-    text = (ROOT / "README.md").read_text()
-    assert readme.listing(table) in text
-    assert readme.headline(summary[summary["dataset"] == "rooms"]) in text

@@ -11,8 +11,11 @@ from torch import Generator, nn
 from torch.nn import functional as F
 
 from tests.imports import ROOT
-from ul import data, defenses, metrics, models, perturb, train
-from ul.config import InputError
+from ul import data
+from ul.base.errors import InputError
+from ul.data import pixels
+from ul.nets import classifiers
+from ul.training import defenses, metrics, victim
 
 
 def toy(n=64, channels=1, size=16, classes=4, seed=0):
@@ -24,9 +27,9 @@ def toy(n=64, channels=1, size=16, classes=4, seed=0):
 def run(split, *, name="resnet8", defense="none", seed=0, on_epoch=None, **recipe):
     classes = int(split.targets["label"].max()) + 1
     _, channels, _, size = split.images.shape
-    model = models.make(name, channels=channels, classes=classes, size=size, seed=0)
-    settings = train.Recipe(**{"epochs": 2, "batch_size": 16, "pad": 2} | recipe)
-    history = train.fit(
+    model = classifiers.make(name, channels=channels, classes=classes, size=size, seed=0)
+    settings = victim.Recipe(**{"epochs": 2, "batch_size": 16, "pad": 2} | recipe)
+    history = victim.fit(
         model, split, split, recipe=settings, defense=defenses.make(defense), seed=seed, device="cpu", on_epoch=on_epoch
     )
     return model, history
@@ -43,7 +46,7 @@ def weights(model):
 @pytest.mark.parametrize("pad, height, width", [(4, 8, 8), (1, 5, 9), (0, 6, 6)])
 def test_augment_is_a_crop_and_a_flip_of_each_image(pad, height, width, flip):
     images = torch.randint(1, 256, (40, 3, height, width)).to(torch.uint8)
-    found = train.augment(images, pad=pad, flip=flip, rng=Generator().manual_seed(5)).numpy()
+    found = victim.augment(images, pad=pad, flip=flip, rng=Generator().manual_seed(5)).numpy()
     rng = Generator().manual_seed(5)
     top, left = (torch.randint(0, 2 * pad + 1, (40,), generator=rng).tolist() for _ in range(2))
     mirrored = (torch.rand(40, generator=rng) < 0.5).tolist() if flip else [False] * 40
@@ -57,7 +60,7 @@ def test_augment_is_a_crop_and_a_flip_of_each_image(pad, height, width, flip):
 def test_every_shift_and_both_directions_occur():
     marked = torch.zeros(600, 1, 7, 7, dtype=torch.uint8)
     marked[:, :, 3, 3] = 255
-    moved = train.augment(marked, pad=1, flip=True, rng=Generator().manual_seed(0))
+    moved = victim.augment(marked, pad=1, flip=True, rng=Generator().manual_seed(0))
     places, counts = moved[:, 0].nonzero()[:, 1:].unique(dim=0, return_counts=True)
     assert places.tolist() == [[r, c] for r in (2, 3, 4) for c in (2, 3, 4)] and counts.min() > 35
 
@@ -83,7 +86,7 @@ def test_training_neither_reads_nor_moves_the_global_generator():
 def test_overfits_64_images_of_noise():
     model, history = run(toy(), defense="no_augmentation", epochs=15, lr=0.05, weight_decay=0)
     split = toy()
-    assert metrics.accuracy(model, perturb.to_float(split.images), split.targets["label"]) == 1
+    assert metrics.accuracy(model, pixels.to_float(split.images), split.targets["label"]) == 1
     assert history.test_accuracy[-1] == 1 and history.train_loss[-1] < 0.2 < 1 < history.train_loss[0]
     assert model.training and {len(v) for v in history.as_dict().values()} == {15}
 
@@ -91,15 +94,15 @@ def test_overfits_64_images_of_noise():
 def test_one_plain_step_by_hand():
     """One batch, no momentum or decay: w - lr * gradient of the mean cross-entropy."""
     split, settings = toy(12), {"epochs": 1, "batch_size": 12, "lr": 0.3, "momentum": 0.0, "weight_decay": 0.0}
-    model = models.make("linear", channels=1, classes=4, size=16, seed=0)
-    x = (perturb.to_float(split.images).flatten(1) - 0.5) * 4
+    model = classifiers.make("linear", channels=1, classes=4, size=16, seed=0)
+    x = (pixels.to_float(split.images).flatten(1) - 0.5) * 4
     w, b = model.fc.weight.detach().clone(), model.fc.bias.detach().clone()
     error = torch.softmax(x @ w.T + b, 1) - torch.eye(4)[split.targets["label"]]
     rate = 0.05 * 0.3  # the warm-up starts at a twentieth
-    optimizer, schedule = train._optimizer(model, train.Recipe(**settings | {"momentum": 0.9}), steps=1)
+    optimizer, schedule = victim._optimizer(model, victim.Recipe(**settings | {"momentum": 0.9}), steps=1)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
-    loss, accuracy = train._epoch(
-        model, split.images, split.targets["label"], train.Recipe(**settings), False, defenses.make("none").batch,
+    loss, accuracy = victim._epoch(
+        model, split.images, split.targets["label"], victim.Recipe(**settings), False, defenses.make("none").batch,
         torch.optim.SGD(model.parameters(), rate), schedule, Generator().manual_seed(0),
     )  # fmt: skip
     torch.testing.assert_close(model.fc.weight.detach(), w - rate * error.T @ x / 12, atol=1e-6, rtol=1e-5)
@@ -110,7 +113,7 @@ def test_one_plain_step_by_hand():
 
 
 def test_learning_rate_rises_then_falls_to_zero():
-    optimizer, schedule = train._optimizer(nn.Linear(2, 2), train.Recipe(lr=0.4, warmup=0.2), steps=50)
+    optimizer, schedule = victim._optimizer(nn.Linear(2, 2), victim.Recipe(lr=0.4, warmup=0.2), steps=50)
     rates = []
     for _ in range(50):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -137,10 +140,10 @@ def test_a_loss_that_is_not_finite_names_the_lr():
 # ---- Networks ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("name", classifiers.CLASSIFIERS)
 @pytest.mark.parametrize("channels, size", [(3, 32), (1, 28), (3, 16)])
 def test_every_network_gives_one_number_a_class(name, channels, size):
-    model = models.make(name, channels=channels, classes=7, size=size, seed=0).eval()
+    model = classifiers.make(name, channels=channels, classes=7, size=size, seed=0).eval()
     images = torch.rand((2, channels, size, size), generator=Generator().manual_seed(0))
     with torch.no_grad():
         out = model(images)
@@ -160,14 +163,14 @@ def test_every_network_gives_one_number_a_class(name, channels, size):
     ],
 )
 def test_parameters_are_as_many_as_published(name, channels, size, count):
-    model = models.make(name, channels=channels, classes=10, size=size, seed=0)
+    model = classifiers.make(name, channels=channels, classes=10, size=size, seed=0)
     assert sum(p.numel() for p in model.parameters()) == count
 
 
 @pytest.mark.parametrize("name, count", [("linear", 1), ("lenet5", 5), ("resnet8", 10), ("resnet18", 21)])
 def test_probed_layers_are_as_many_as_the_paper_counts(name, count):
-    model = models.make(name, channels=3, classes=10, size=32, seed=0)
-    names = models.probed_layers(model)
+    model = classifiers.make(name, channels=3, classes=10, size=32, seed=0)
+    names = classifiers.probed_layers(model)
     assert len(names) == count
     assert all(isinstance(model.get_submodule(n), nn.Conv2d | nn.Linear) for n in names)
 
@@ -175,7 +178,7 @@ def test_probed_layers_are_as_many_as_the_paper_counts(name, count):
 @pytest.mark.parametrize("name", ["linear", "lenet5", "resnet8"])
 def test_initial_weights_depend_on_the_seed_alone(name):
     def make(seed):
-        return weights(models.make(name, channels=3, classes=4, size=16, seed=seed))
+        return weights(classifiers.make(name, channels=3, classes=4, size=16, seed=seed))
 
     torch.manual_seed(3)
     before, first = torch.get_rng_state(), make(0)
@@ -186,9 +189,9 @@ def test_initial_weights_depend_on_the_seed_alone(name):
 
 def test_networks_that_cannot_be_made_are_refused():
     with pytest.raises(InputError, match="unknown architecture 'nope'; choose from lenet5, linear, resnet18, resnet50"):
-        models.make("nope", channels=3, classes=2, size=32, seed=0)
+        classifiers.make("nope", channels=3, classes=2, size=32, seed=0)
     with pytest.raises(InputError, match="15 pixels are too small"):
-        models.make("linear", channels=3, classes=2, size=15, seed=0)
+        classifiers.make("linear", channels=3, classes=2, size=15, seed=0)
 
 
 # ---- Defenses and metrics ------------------------------------------------------------------------------------------
@@ -215,12 +218,12 @@ class Recorder(nn.Module):
 @pytest.mark.parametrize("defense, unchanged", [("none", False), ("no_augmentation", True)])
 def test_only_no_augmentation_shows_the_images_as_they_are(defense, unchanged):
     split, model = toy(32), Recorder()
-    train.fit(
-        model, split, split, recipe=train.Recipe(epochs=1, batch_size=8), defense=defenses.make(defense), seed=0,
+    victim.fit(
+        model, split, split, recipe=victim.Recipe(epochs=1, batch_size=8), defense=defenses.make(defense), seed=0,
         device="cpu",
     )  # fmt: skip
     seen = torch.cat(model.seen)
-    known = {i.numpy().tobytes() for i in perturb.to_float(split.images)}
+    known = {i.numpy().tobytes() for i in pixels.to_float(split.images)}
     shown = {i.contiguous().numpy().tobytes() for i in seen}
     assert len(seen) == 32 and (known == shown) == unchanged
     assert unchanged or len(known & shown) < 4
@@ -237,25 +240,28 @@ def test_accuracy_by_hand_and_mode_kept(monkeypatch):
 
 def test_without_test_images_only_training_is_recorded():
     split = toy()
-    model = models.make("linear", channels=split.images.shape[1], classes=4, size=split.images.shape[-1], seed=0)
-    history = train.fit(
-        model, split, None, recipe=train.Recipe(epochs=2), defense=defenses.make("none"), seed=0, device="cpu"
+    model = classifiers.make("linear", channels=split.images.shape[1], classes=4, size=split.images.shape[-1], seed=0)
+    history = victim.fit(
+        model, split, None, recipe=victim.Recipe(epochs=2), defense=defenses.make("none"), seed=0, device="cpu"
     )
     assert len(history.train_accuracy) == 2 and history.test_accuracy == []
 
 
 def test_shares_of_classes_are_learnt_and_scored_by_the_larger():
-    """Labels given as one-hot shares train to the same weights as plain labels."""
+    """Labels given as shares, all of them the first image's, train to the same weights as plain labels."""
     split, found = toy(), {}
     for name in ("plain", "shares"):
 
         def batch(model, images, targets, rng, name=name):
-            return images, targets if name == "plain" else torch.nn.functional.one_hot(targets, 4).float()
+            mixed = defenses.Mixed(targets, targets.roll(1), torch.ones(len(targets)))
+            return images, targets if name == "plain" else mixed
 
-        model = models.make("linear", channels=split.images.shape[1], classes=4, size=split.images.shape[-1], seed=0)
+        model = classifiers.make(
+            "linear", channels=split.images.shape[1], classes=4, size=split.images.shape[-1], seed=0
+        )
         defense = replace(defenses.make("none"), batch=batch)
-        recipe = train.Recipe(epochs=2, lr=0.01)
-        history = train.fit(model, split, split, recipe=recipe, defense=defense, seed=0, device="cpu")
+        recipe = victim.Recipe(epochs=2, lr=0.01)
+        history = victim.fit(model, split, split, recipe=recipe, defense=defense, seed=0, device="cpu")
         found[name] = (model.fc.weight.detach().clone(), history.train_accuracy)
     assert torch.allclose(found["plain"][0], found["shares"][0], atol=1e-6)
     assert found["plain"][1] == found["shares"][1]
@@ -265,24 +271,24 @@ def test_a_defense_changes_at_its_share_of_the_training():
     seen = []
     early, late = (lambda *a, word=word: seen.append(word) or a[1:3] for word in ("early", "late"))
     split = toy()
-    model = models.make("linear", channels=split.images.shape[1], classes=4, size=split.images.shape[-1], seed=0)
+    model = classifiers.make("linear", channels=split.images.shape[1], classes=4, size=split.images.shape[-1], seed=0)
     defense = replace(defenses.make("none"), batch=early, until=0.5, later=late)
-    recipe = train.Recipe(epochs=4, batch_size=len(split))
-    train.fit(model, split, None, recipe=recipe, defense=defense, seed=0, device="cpu")
+    recipe = victim.Recipe(epochs=4, batch_size=len(split))
+    victim.fit(model, split, None, recipe=recipe, defense=defense, seed=0, device="cpu")
     assert seen == ["early", "early", "late", "late"]
 
 
 @pytest.mark.parametrize("name", ["resnet8", "senet8", "resnet18", "resnet50", "senet18"])
 def test_no_convolution_of_one_pixel_has_a_stride(name):
     """Its gradient would write past a buffer on CPUs (oneDNN issue 6035); what stands for it computes the same."""
-    model = models.make(name, channels=3, classes=10, size=32, seed=0)
+    model = classifiers.make(name, channels=3, classes=10, size=32, seed=0)
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert all(m.stride == (1, 1) for m in convolutions if m.kernel_size == (1, 1))
 
 
 @pytest.mark.parametrize("side", [7, 8])
 def test_a_projection_is_a_strided_convolution(side):
-    found, x = models.projection(3, 5, 2).eval(), torch.rand(2, 3, side, side)
+    found, x = classifiers.projection(3, 5, 2).eval(), torch.rand(2, 3, side, side)
     wanted = F.conv2d(x, found[1].weight, stride=2) / (1 + found[2].eps) ** 0.5
     torch.testing.assert_close(found(x), wanted)
 
@@ -291,9 +297,9 @@ def test_a_projection_is_a_strided_convolution(side):
 def test_larger_images_train(size):
     """In a process of its own: a write past a buffer ends it."""
     code = (
-        "import torch; from torch.nn import functional as F; from ul import models\n"
+        "import torch; from torch.nn import functional as F; from ul.nets import classifiers\n"
         "nhwc = torch.channels_last\n"
-        f"m = models.make('resnet8', channels=3, classes=10, size={size}, seed=0).to(memory_format=nhwc)\n"
+        f"m = classifiers.make('resnet8', channels=3, classes=10, size={size}, seed=0).to(memory_format=nhwc)\n"
         f"x = torch.rand(8, 3, {size}, {size}).contiguous(memory_format=nhwc)\n"
         "for _ in range(3): F.cross_entropy(m(x), torch.arange(8)).backward()"
     )

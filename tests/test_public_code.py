@@ -7,17 +7,19 @@ import torch
 from torch.nn import functional as F
 
 from tests.test_sal import assert_same_state, small_net, state_of
-from ul import public, sal, train
-from ul.config import InputError
+from ul.base import names
+from ul.base.errors import InputError
+from ul.sharpness import public_code, sal
+from ul.training import victim
 
 
 def cropped(images, rng):
-    return train.augment(images, pad=2, flip=True, rng=rng)
+    return victim.augment(images, pad=2, flip=True, rng=rng)
 
 
 def probed(departures, *, net=None, train_loss=0.7, **options):
     model, images, targets = net or small_net(name="lenet5")
-    return public.per_layer(model, images, targets, departures, train_loss=train_loss, augment=cropped, **options)
+    return public_code.per_layer(model, images, targets, departures, train_loss=train_loss, augment=cropped, **options)
 
 
 def eval_loss(model, images, targets):
@@ -67,7 +69,7 @@ def test_the_last_batch_is_left_out():
     assert probed(["drop_last"], net=(model, images, targets), batch_size=10).equals(whole)
 
 
-@pytest.mark.parametrize("departures", [[], ["augmented"], list(public.DEPARTURES)])
+@pytest.mark.parametrize("departures", [[], ["augmented"], list(names.DEPARTURES)])
 def test_the_model_is_as_before(departures):
     net = small_net(width=8)
     before = state_of(net[0].train())

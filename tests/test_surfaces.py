@@ -1,4 +1,4 @@
-"""Planes, surfaces and curvature against planted answers and direct evaluation."""
+"""Planes and surfaces against planted answers and direct evaluation."""
 
 import copy
 
@@ -9,8 +9,11 @@ from torch.nn import functional as F
 from torch.nn.utils import vector_to_parameters
 
 from tests.plain import plain_surface
-from ul import data, landscape, models, perturb, vit
-from ul.config import InputError
+from ul import data
+from ul.base.errors import InputError
+from ul.data import pixels
+from ul.nets import classifiers, vit
+from ul.studies import surfaces
 
 
 def split(count=24, channels=3, size=32) -> data.Split:
@@ -20,7 +23,7 @@ def split(count=24, channels=3, size=32) -> data.Split:
 
 
 def network(name: str, channels=3, size=32) -> nn.Module:
-    return models.make(name, channels=channels, classes=10, size=size, seed=0)
+    return classifiers.make(name, channels=channels, classes=10, size=size, seed=0)
 
 
 def test_a_planted_plane_is_found_with_its_coordinates_and_shares():
@@ -29,7 +32,7 @@ def test_a_planted_plane_is_found_with_its_coordinates_and_shares():
     places = torch.randn(30, 2, generator=rng) * torch.tensor([3.0, 1.0])
     places -= places.mean(0)
     origin = torch.randn(500, generator=rng)
-    plane = landscape.pca_plane(origin + places @ axes.T)
+    plane = surfaces.pca_plane(origin + places @ axes.T)
     torch.testing.assert_close(plane.origin, origin, atol=1e-5, rtol=0)
     shadow = plane.axes @ axes  # an orthogonal 2x2 matrix if both span the same plane
     torch.testing.assert_close(shadow @ shadow.T, torch.eye(2), atol=1e-5, rtol=0)
@@ -42,22 +45,22 @@ def test_a_planted_plane_is_found_with_its_coordinates_and_shares():
 
 def test_a_third_dimension_is_not_explained():
     points = torch.diag(torch.tensor([4.0, 2.0, 1.0])) @ torch.eye(3, 40)
-    plane = landscape.pca_plane(torch.cat([points, -points]))
+    plane = surfaces.pca_plane(torch.cat([points, -points]))
     assert plane.explained == pytest.approx((16 / 21, 4 / 21), rel=1e-5)
 
 
 def test_a_plane_needs_three_points():
     with pytest.raises(InputError, match="three points or more, got 2"):
-        landscape.pca_plane(torch.zeros(2, 5))
+        surfaces.pca_plane(torch.zeros(2, 5))
 
 
 @pytest.mark.parametrize("name", ["linear", "lenet5", "resnet8"])
 def test_surface_equals_direct_evaluation_and_leaves_the_model(name):
     model, images = network(name), split()
     before = copy.deepcopy(model.state_dict())
-    plane = landscape.random_plane(model, rng=Generator().manual_seed(3))
+    plane = surfaces.random_plane(model, rng=Generator().manual_seed(3))
     xs, ys = torch.linspace(-0.5, 0.5, 4), torch.linspace(-0.3, 0.6, 3)
-    found = landscape.surface(model, images, plane, xs, ys)
+    found = surfaces.surface(model, images, plane, xs, ys)
     assert found.shape == (3, 4)
     torch.testing.assert_close(found, plain_surface(model, images, plane, xs, ys), rtol=1e-4, atol=1e-5)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -67,38 +70,38 @@ def test_surface_of_a_vision_transformer_and_of_accuracy():
     torch.manual_seed(0)
     parts = [vit.Patches(3, 32, 8, 12), vit.Block(12, 2), vit.AsMap(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     model, images = nn.Sequential(*parts), split(12)
-    plane, at = landscape.random_plane(model, rng=Generator().manual_seed(3)), torch.tensor([-0.2, 0.4])
-    found = landscape.surface(model, images, plane, at, at)
+    plane, at = surfaces.random_plane(model, rng=Generator().manual_seed(3)), torch.tensor([-0.2, 0.4])
+    found = surfaces.surface(model, images, plane, at, at)
     torch.testing.assert_close(found, plain_surface(model, images, plane, at, at), rtol=1e-4, atol=1e-5)
-    hits = landscape.surface(model, images, plane, at, at, score=landscape.hit)
+    hits = surfaces.surface(model, images, plane, at, at, score=surfaces.hit)
     assert ((hits * 12).round() == hits * 12).all()
 
 
 def test_blocks_of_images_and_many_points_at_once_change_nothing(monkeypatch):
     model, images = network("lenet5"), split()
-    plane = landscape.random_plane(model, rng=Generator().manual_seed(3))
+    plane = surfaces.random_plane(model, rng=Generator().manual_seed(3))
     at = torch.linspace(-0.5, 0.5, 3)
-    one_by_one = landscape.surface(model, images, plane, at, at)
-    monkeypatch.setattr(landscape, "IMAGES", 7)
-    monkeypatch.setitem(landscape.NUMBERS, "cpu", 2**30)
-    torch.testing.assert_close(landscape.surface(model, images, plane, at, at), one_by_one, rtol=1e-4, atol=1e-5)
+    one_by_one = surfaces.surface(model, images, plane, at, at)
+    monkeypatch.setattr(surfaces, "IMAGES", 7)
+    monkeypatch.setitem(surfaces.NUMBERS, "cpu", 2**30)
+    torch.testing.assert_close(surfaces.surface(model, images, plane, at, at), one_by_one, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [8, 9])
 def test_windows_are_max_pooling(size):
     x = torch.randn(2, 3, size, size, generator=Generator().manual_seed(0))
-    assert torch.equal(landscape.Windows()(x), F.max_pool2d(x, 2))
+    assert torch.equal(surfaces.Windows()(x), F.max_pool2d(x, 2))
 
 
 def test_a_plane_of_another_network_is_refused():
-    plane = landscape.random_plane(network("linear"), rng=Generator().manual_seed(0))
+    plane = surfaces.random_plane(network("linear"), rng=Generator().manual_seed(0))
     with pytest.raises(InputError, match="another number"):
-        landscape.surface(network("lenet5"), split(), plane, torch.zeros(1), torch.zeros(1))
+        surfaces.surface(network("lenet5"), split(), plane, torch.zeros(1), torch.zeros(1))
 
 
 def test_random_directions_are_as_long_as_their_filters():
     model = network("resnet8")
-    plane = landscape.random_plane(model, rng=Generator().manual_seed(0))
+    plane = surfaces.random_plane(model, rng=Generator().manual_seed(0))
     moved = copy.deepcopy(model)
     vector_to_parameters(plane.axes[0], moved.parameters())
     for (name, p), direction in zip(model.named_parameters(), moved.parameters(), strict=True):
@@ -108,40 +111,11 @@ def test_random_directions_are_as_long_as_their_filters():
             torch.testing.assert_close(direction.flatten(1).norm(dim=1), p.flatten(1).norm(dim=1))
 
 
-def test_top_curvature_of_logistic_regression_has_a_closed_form():
-    """At zero weights the Hessian of cross-entropy is (I/k - 11'/k²) ⊗ mean(xx')."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4, bias=False))
-    nn.init.zeros_(model[1].weight)
-    x = torch.rand(40, 3, 2, 2, generator=Generator().manual_seed(0))
-    second = x.flatten(1).T @ x.flatten(1) / len(x)
-    wanted = torch.linalg.eigvalsh(second)[-1] / 4
-    found = landscape.top_curvature(model, x, torch.arange(40) % 4, tolerance=1e-5)
-    assert found == pytest.approx(wanted.item(), rel=1e-4)
-
-
-def test_top_curvature_is_that_of_the_whole_hessian():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 3))
-    x, y = torch.rand(20, 3, 2, 2, generator=Generator().manual_seed(0)), torch.arange(20) % 3
-    start = landscape.vector(model)
-
-    def loss(w):
-        parts = dict(zip((n for n, _ in model.named_parameters()), _shaped(model, w), strict=True))
-        return F.cross_entropy(torch.func.functional_call(model, parts, (x,)), y)
-
-    wanted = torch.linalg.eigvalsh(torch.func.hessian(loss)(start))[-1].item()
-    assert landscape.top_curvature(model, x, y, tolerance=1e-5) == pytest.approx(wanted, rel=1e-3)
-
-
-def _shaped(model: nn.Module, weights: torch.Tensor) -> list[torch.Tensor]:
-    parts = weights.split([p.numel() for p in model.parameters()])
-    return [part.view_as(p) for part, p in zip(parts, model.parameters(), strict=True)]
-
-
 def test_the_gradient_at_a_point_is_the_slope_of_the_surface():
     model, images = network("lenet5"), split()
-    plane = landscape.random_plane(model, rng=Generator().manual_seed(5))
+    plane = surfaces.random_plane(model, rng=Generator().manual_seed(5))
     h = 1e-3
-    low, high = landscape.surface(model, images, plane, torch.tensor([-h, h]), torch.zeros(1))[0]
-    F.cross_entropy(model.eval()(perturb.to_float(images.images)), images.targets["label"]).backward()
+    low, high = surfaces.surface(model, images, plane, torch.tensor([-h, h]), torch.zeros(1))[0]
+    F.cross_entropy(model.eval()(pixels.to_float(images.images)), images.targets["label"]).backward()
     slope = torch.cat([p.grad.flatten() for p in model.parameters()]) @ plane.axes[0]
     assert ((high - low) / (2 * h)).item() == pytest.approx(slope.item(), rel=0.02, abs=1e-3)

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from ul import records, tables
-from ul.config import InputError
+from ul.base import records
+from ul.base.errors import InputError
+from ul.tables import benchmark
 
 LAYERS, LOW, HIGH = 10, 0.1, 1.0  # clean: half of the layers learnable, beta .55
 WEIGHTS = [2**i for i in range(LAYERS)]
@@ -19,7 +20,7 @@ WEIGHTS = [2**i for i in range(LAYERS)]
 def record(
     method, learnable, accuracy, seed, *, dataset="toy", architecture="net", defense="none", epochs=2, trained=2
 ):
-    """A record as benchmark.run writes it: the last `learnable` layers are above the clean threshold."""
+    """A record as victims.run writes it: the last `learnable` layers are above the clean threshold."""
     config = {"dataset": dataset, "architecture": architecture, "defense": defense, "method": method, "seed": seed}
     config |= {"recipe": {"epochs": trained}, "limit": None, "eps": 8 / 255, "poison_recipe": "published"}
     config |= {"share": 1.0, "label_noise": 0.0}
@@ -54,15 +55,15 @@ def frame_of(ud, accuracy=None):
         for m, values in ud.items()
         for s, v in enumerate(values)
     ]
-    measured = ["test_accuracy", *tables.UNITS, *tables.FLOORS.values(), "comparable"]
-    return pd.DataFrame(rows, columns=[*tables.BLOCK, "method", "seed", *measured])
+    measured = ["test_accuracy", *benchmark.UNITS, *benchmark.FLOORS.values(), "comparable"]
+    return pd.DataFrame(rows, columns=[*benchmark.BLOCK, "method", "seed", *measured])
 
 
 # ---- One row a run -------------------------------------------------------------------------------------------------
 
 
 def test_benchmark_counts_learnable_layers_and_weights():
-    frame = tables.benchmark(runs_of())
+    frame = benchmark.benchmark(runs_of())
     assert len(frame) == 15 and frame["test_accuracy"].tolist() == [a for values in ACCURACY.values() for a in values]
     for row in frame.itertuples():
         count = COUNTS[row.method][row.seed]
@@ -75,13 +76,15 @@ def test_every_run_is_measured_by_its_own_twin():
     runs = [record("clean", c, 0.9, s, architecture=a) for a, s, c in (("net", 0, 5), ("net", 1, 4), ("big", 0, 2))]
     runs += [record("lsp", 2, 0.3, s, architecture=a) for a, s in (("net", 0), ("net", 1), ("big", 0))]
     runs += [record("clean", 8, 0.9, 0, defense="jpeg"), record("lsp", 2, 0.5, 0, defense="jpeg")]
-    assert tables.benchmark(runs)["ud_layers"].tolist() == pytest.approx([1, 1, 1, 2 / 5, 2 / 4, 2 / 2, 8 / 5, 2 / 5])
+    assert benchmark.benchmark(runs)["ud_layers"].tolist() == pytest.approx(
+        [1, 1, 1, 2 / 5, 2 / 4, 2 / 2, 8 / 5, 2 / 5]
+    )
 
 
 def test_a_missing_clean_twin_is_named():
     runs = [r for r in runs_of() if (r["config"]["method"], r["config"]["seed"]) != ("clean", 1)]
     with pytest.raises(ValueError, match="no clean run of toy, net, 2 epochs, seed 1"):
-        tables.benchmark(runs)
+        benchmark.benchmark(runs)
 
 
 def test_other_lengths_and_defenses_have_twins_of_their_own():
@@ -90,24 +93,24 @@ def test_other_lengths_and_defenses_have_twins_of_their_own():
     runs += [record("lsp", 4, 0.3, 0), record("lsp", 4, 0.3, 0, trained=60)]
     runs += [record("lsp", 4, 0.3, 0, defense="jpeg"), record("clean", 8, 0.9, 0, defense="cutout")]
     runs += [record("lsp", 4, 0.3, 0, defense="cutout")]
-    frame = tables.benchmark(runs)
+    frame = benchmark.benchmark(runs)
     assert frame["ud_layers"].tolist() == pytest.approx([1, 1, 4 / 5, 4 / 2, 4 / 5, 8 / 5, 4 / 5])
     assert frame["ud_own"].tolist() == pytest.approx([1, 1, 4 / 5, 4 / 2, math.nan, 1, 4 / 8], nan_ok=True)
-    summary = tables.by_method(frame)  # without noise
+    summary = benchmark.by_method(frame)  # without noise
     assert summary.set_index(["defense", "epochs", "method"]).loc[("cutout", 2, "lsp"), "ud_own"] == pytest.approx(0.5)
     assert "accuracy_minus_noise" not in summary
 
 
 def test_helpers_of_a_record():
     run = record("lsp", 3, 0.5, 0, epochs=4)
-    assert tables.sal_matrix(run).shape == (4, LAYERS) and tables.sal_matrix(run, "s_min").sum() == 0
-    assert tables.layer_weights(run).tolist() == WEIGHTS
-    assert tables.threshold([record("clean", 5, 0.9, 0)]) == pytest.approx((LOW + HIGH) / 2)
+    assert benchmark.sal_matrix(run).shape == (4, LAYERS) and benchmark.sal_matrix(run, "s_min").sum() == 0
+    assert benchmark.layer_weights(run).tolist() == WEIGHTS
+    assert benchmark.threshold([record("clean", 5, 0.9, 0)]) == pytest.approx((LOW + HIGH) / 2)
 
 
 def test_trajectories_are_tidy():
     runs = [record("em", 2, 0.5, 0), record("lsp", 5, 0.5, 1, epochs=3)]
-    frame = tables.trajectories(runs)
+    frame = benchmark.trajectories(runs)
     assert len(frame) == (2 + 3) * LAYERS and not frame.isna().any(axis=None)
     assert frame.columns.tolist()[:4] == ["method", "seed", "epoch", "layer"]
     above = frame[frame["sal"] == HIGH].groupby(["method", "seed", "epoch"]).size()
@@ -118,10 +121,14 @@ def test_trajectories_are_tidy():
 def test_load_reads_conditions_in_order(tmp_path):
     for name, seeds in (("toy-b", 2), ("toy-a", 1)):
         records.save({"runs": [record(name[-1], 1, 0.5, s) for s in range(seeds)]}, tmp_path / f"{name}.json")
-    assert [tables.key(r)[4:] for r in tables.load(tmp_path, ["toy-b", "toy-a"])] == [("b", 0), ("b", 1), ("a", 0)]
-    assert len(tables.load(tmp_path, ["toy-b", "toy-b"])) == 2, "a run that two settings hold counts once"
+    assert [benchmark.key(r)[4:] for r in benchmark.load(tmp_path, ["toy-b", "toy-a"])] == [
+        ("b", 0),
+        ("b", 1),
+        ("a", 0),
+    ]
+    assert len(benchmark.load(tmp_path, ["toy-b", "toy-b"])) == 2, "a run that two settings hold counts once"
     with pytest.raises(InputError, match=r"toy-c\.json is missing; run `dvc repro` first"):
-        tables.load(tmp_path, ["toy-a", "toy-c"])
+        benchmark.load(tmp_path, ["toy-a", "toy-c"])
 
 
 # ---- One row a condition -------------------------------------------------------------------------------------------
@@ -132,7 +139,7 @@ def interval(row, name):
 
 
 def test_by_method_gives_scipys_intervals():
-    summary = tables.by_method(tables.benchmark(runs_of())).set_index("method")
+    summary = benchmark.by_method(benchmark.benchmark(runs_of())).set_index("method")
     assert summary.index.tolist() == list(COUNTS) and (summary["n"] == 3).all()
     for method, row in summary.iterrows():
         difference = scipy_stats.ttest_rel(ACCURACY[method], ACCURACY["noise"])
@@ -148,7 +155,7 @@ def test_by_method_gives_scipys_intervals():
 
 
 def test_p_values_are_t_tests_with_holm_over_methods():
-    summary = tables.by_method(tables.benchmark(runs_of())).set_index("method")
+    summary = benchmark.by_method(benchmark.benchmark(runs_of())).set_index("method")
     p = {m: scipy_stats.ttest_1samp(np.log(np.array(COUNTS[m]) / 5), 0).pvalue for m in ("lsp", "tap")}
     assert summary["p_ud_layers"].dropna().to_dict() == pytest.approx(p)
     first, second = sorted(p, key=p.get)
@@ -159,14 +166,14 @@ def test_p_values_are_t_tests_with_holm_over_methods():
 
 def test_one_seed_has_estimates_without_intervals():
     runs = [r for r in runs_of() if r["config"]["seed"] == 0]
-    row = tables.by_method(tables.benchmark(runs)).set_index("method").loc["lsp"]
+    row = benchmark.by_method(benchmark.benchmark(runs)).set_index("method").loc["lsp"]
     assert row["ud_layers"] == pytest.approx(0.2) and row["n"] == 1
     assert row[["ud_layers_low", "ud_layers_high", "p_ud_layers", "p_holm"]].isna().all()
 
 
 def test_a_zero_counts_as_half_a_layer_at_one_epoch():
     """Of a twin with five learnable layers at each of two epochs; in weights, half a layer of mean size."""
-    row = tables.by_method(tables.benchmark(runs_of())).set_index("method").loc["em"]
+    row = benchmark.by_method(benchmark.benchmark(runs_of())).set_index("method").loc["em"]
     assert row["ud_layers"] == pytest.approx(0.5 / 10)
     assert row["ud_weights"] == pytest.approx(0.5 * (sum(WEIGHTS) / LAYERS) / (2 * sum(WEIGHTS[5:])))
 
@@ -175,20 +182,20 @@ def test_a_zero_is_measured_by_its_own_twin():
     """Clean runs with 5 and with 1 learnable layers at two epochs: half a layer is 1/20 and 1/4 of them."""
     runs = [record("clean", count, 0.9, seed) for seed, count in enumerate((5, 1))]
     runs += [record("em", 0, 0.2, seed) for seed in range(2)]
-    row = tables.by_method(tables.benchmark(runs)).set_index("method").loc["em"]
+    row = benchmark.by_method(benchmark.benchmark(runs)).set_index("method").loc["em"]
     assert row["ud_layers"] == pytest.approx(math.sqrt(1 / 20 * 1 / 4))
 
 
 def test_blocks_have_their_own_holm():
     runs = runs_of() + runs_of(dataset="other")
-    summary = tables.by_method(tables.benchmark(runs))
-    alone = tables.by_method(tables.benchmark(runs_of()))
+    summary = benchmark.by_method(benchmark.benchmark(runs))
+    alone = benchmark.by_method(benchmark.benchmark(runs_of()))
     assert summary.groupby("dataset")["p_holm"].max().tolist() == pytest.approx([alone["p_holm"].max()] * 2)
 
 
 def test_a_defended_condition_keeps_its_ud_against_the_undefended_clean_run():
     runs = [record(m, c, 0.5, s, defense=d) for m, d, c in PLACES for s in range(2)]
-    summary = tables.by_method(tables.benchmark(runs)).set_index(["defense", "method"])
+    summary = benchmark.by_method(benchmark.benchmark(runs)).set_index(["defense", "method"])
     assert summary["ud_layers"].to_dict() == pytest.approx({(d, m): c / 5 for m, d, c in PLACES})
 
 
@@ -205,7 +212,7 @@ def ranked(*orders):
 
 def test_ranks_of_planted_orders():
     swapped = ["lsp", "noise", *SIX[2:]]  # one swap of neighbours: rho = 1 - 6 * 2 / (6 * 35)
-    rows = tables.ranks(ranked(SIX, swapped))
+    rows = benchmark.ranks(ranked(SIX, swapped))
     assert rows["unit"].tolist() == ["ud_layers", "ud_weights"]
     row = rows.iloc[0]
     assert (row["methods"], row["seeds"]) == (6, 2)
@@ -216,7 +223,7 @@ def test_ranks_of_planted_orders():
 
 
 def test_ranks_of_one_order_have_the_exact_p():
-    row = tables.ranks(ranked(SIX, SIX, SIX)).iloc[0]
+    row = benchmark.ranks(ranked(SIX, SIX, SIX)).iloc[0]
     assert (row["rho"], row["rho_of_means"], row["p_exact"]) == pytest.approx((1, 1, 2 / 720))
 
 
@@ -224,7 +231,7 @@ def test_all_conditions_together_have_a_row_of_their_own():
     """Within each block UD and accuracy agree; that levels differ between blocks is no order of methods."""
     low, high = ranked(SIX, SIX), ranked(SIX, SIX).assign(defense="jpeg")
     high = high.assign(ud_layers=high["ud_layers"] + 10, test_accuracy=high["test_accuracy"] - 5)
-    rows = tables.ranks(pd.concat([low, high]))
+    rows = benchmark.ranks(pd.concat([low, high]))
     rows = rows[rows["unit"] == "ud_layers"].set_index("defense")
     assert rows["rho"].round(6).to_dict() == {"none": 1, "jpeg": 1, "all": 1}
     assert rows["methods"].to_dict() == {"none": 6, "jpeg": 6, "all": 12}
@@ -233,18 +240,18 @@ def test_all_conditions_together_have_a_row_of_their_own():
 def test_all_conditions_together_use_the_seeds_that_all_have():
     """A block with fewer seeds, and one of another length, which is a condition of its own."""
     few = ranked(SIX, SIX).assign(defense="jpeg")
-    rows = tables.ranks(pd.concat([ranked(SIX, SIX, SIX[::-1]), few, ranked(SIX, SIX, SIX).assign(epochs=60)]))
+    rows = benchmark.ranks(pd.concat([ranked(SIX, SIX, SIX[::-1]), few, ranked(SIX, SIX, SIX).assign(epochs=60)]))
     row = rows[(rows["unit"] == "ud_layers") & (rows["defense"] == "all")].iloc[0]
     assert (row["methods"], row["seeds"]) == (18, 2)
 
 
 def test_two_methods_have_no_rank_correlation():
-    found = tables.rank_correlation(frame_of({"clean": [1, 1], "noise": [1, 0.9], "lsp": [0.2, 0.3]}))
+    found = benchmark.rank_correlation(frame_of({"clean": [1, 1], "noise": [1, 0.9], "lsp": [0.2, 0.3]}))
     assert found["interval"] is None and found["methods"] == 2 and math.isnan(found["rho_of_means"])
 
 
 def test_ud_that_does_not_vary_has_no_order():
-    found = tables.rank_correlation(frame_of({m: [1.0, 1.0] for m in SIX}, {m: [i, i] for i, m in enumerate(SIX)}))
+    found = benchmark.rank_correlation(frame_of({m: [1.0, 1.0] for m in SIX}, {m: [i, i] for i, m in enumerate(SIX)}))
     assert found["interval"] is None and found["p"] == 1
 
 
@@ -253,7 +260,7 @@ def test_ud_that_does_not_vary_has_no_order():
 
 def test_written_tables_are_read_back(tmp_path):
     frame = pd.DataFrame({"method": ["em_classwise", "b & c %"], "ud": [0.123456, float("nan")], "n": [3, 12345]})
-    tables.write(frame, tmp_path / "new" / "table")
+    benchmark.write(frame, tmp_path / "new" / "table")
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["table.csv", "table.md", "table.tex"]
     rounded = frame.assign(ud=[0.1235, float("nan")])
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "new" / "table.csv"), rounded)
@@ -268,8 +275,8 @@ def test_written_tables_are_read_back(tmp_path):
 
 
 def test_metrics_are_json_by_data_set_and_method(tmp_path):
-    summary = tables.by_method(tables.benchmark(runs_of()))
-    tables.write_metrics(summary, tmp_path / "metrics.json")
+    summary = benchmark.by_method(benchmark.benchmark(runs_of()))
+    benchmark.write_metrics(summary, tmp_path / "metrics.json")
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert list(found) == ["toy"] and found["toy"].keys() == COUNTS.keys()
     assert found["toy"]["clean"] == {"test_accuracy": pytest.approx(0.91), "ud_layers": 1, "ud_weights": 1}
@@ -277,10 +284,10 @@ def test_metrics_are_json_by_data_set_and_method(tmp_path):
 
 def test_differences_name_the_condition(tmp_path):
     for name, shift in (("a", 0), ("b", 0.5)):
-        frame = tables.benchmark(runs_of()).assign(test_accuracy=lambda f, s=shift: f["test_accuracy"] + s)
-        tables.write(tables.by_method(frame), tmp_path / name / "tables" / "ud_by_data")
-    assert tables.differences(tmp_path / "a", tmp_path / "a") == []
-    found = tables.differences(tmp_path / "a", tmp_path / "b")
+        frame = benchmark.benchmark(runs_of()).assign(test_accuracy=lambda f, s=shift: f["test_accuracy"] + s)
+        benchmark.write(benchmark.by_method(frame), tmp_path / name / "tables" / "benchmark" / "ud_by_data")
+    assert benchmark.differences(tmp_path / "a", tmp_path / "a") == []
+    found = benchmark.differences(tmp_path / "a", tmp_path / "b")
     assert len(found) == 5 and found[0].startswith("toy net none 2 clean test_accuracy: 0.91 and 1.41")
 
 
@@ -290,4 +297,4 @@ def test_different_runs_of_one_key_are_refused(tmp_path):
         run["config"]["limit"] = limit
         records.save({"runs": [run]}, tmp_path / f"{name}.json")
     with pytest.raises(InputError, match=r"b\.json: toy net none 2 lsp 0 differs from another setting's"):
-        tables.load(tmp_path, ["a", "b"])
+        benchmark.load(tmp_path, ["a", "b"])

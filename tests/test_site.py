@@ -1,6 +1,7 @@
 """The report is one site that needs nothing else: links, formulas, tables and search, on a desk and on a phone."""
 
 import base64
+import inspect
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,8 @@ from nbformat import v4
 
 from tests import imports, sites
 from tests.conftest import picture, ul
-from ul import nb, pages, report
-from ul.config import InputError
+from ul.base.errors import InputError
+from ul.pipeline import notebooks, pages, site
 
 README = """# A toy
 
@@ -43,7 +44,7 @@ def notebook(title: str, text: str = ""):
     parameters = v4.new_code_cell("n = 1", metadata={"tags": ["parameters"]})
     code = v4.new_code_cell("x = " + " + ".join("abcdefgh" * 9), outputs=outputs, execution_count=1)
     cells = [v4.new_markdown_cell(f"# {title}\n\n{text}"), parameters, code, v4.new_markdown_cell("## Part\n\nend")]
-    return v4.new_notebook(cells=cells, metadata=nb.KERNEL)
+    return v4.new_notebook(cells=cells, metadata=notebooks.KERNEL)
 
 
 def planted(root: Path) -> Path:
@@ -74,7 +75,7 @@ def tiny(tmp_path_factory) -> tuple[Path, int, list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(root))
         out = root / "build" / "site"
-        return out, *report.build(root, "tiny", out, package=root / "toyreport")
+        return out, *site.build(root, "tiny", out, package=root / "toyreport")
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +136,14 @@ def test_titles_variants_parameters_and_docstrings(tiny):
     assert "|x_| * " in api and "s * 2_." in api and ">a_b</span>" in api
 
 
+def test_every_module_has_a_page_by_default():
+    package = inspect.signature(site.build).parameters["package"].default
+    modules = {f"api/ul.{name}.md" for name in imports.modules() if name != "__main__"}
+    assert set(pages._api_pages(package)) == modules | {"api/index.md"}
+
+
 def test_docstrings_are_plain_text_with_code():
-    assert report.escaped("|D| <= `r_l`s, x_ *") == r"\|D\| <= \ ``r_l``\ s, x\_ \*"
+    assert site.escaped("|D| <= `r_l`s, x_ *") == r"\|D\| <= \ ``r_l``\ s, x\_ \*"
 
 
 @pytest.mark.parametrize(
@@ -166,9 +173,9 @@ def test_a_failed_build_leaves_the_old_site_and_nothing_else(tmp_path, monkeypat
     def failing(*args):
         raise RuntimeError("in the middle")
 
-    monkeypatch.setattr(report, "_sphinx", failing)
+    monkeypatch.setattr(site, "_sphinx", failing)
     with pytest.raises(RuntimeError, match="in the middle"):
-        report.build(root, "tiny", out, package=root / "toyreport")
+        site.build(root, "tiny", out, package=root / "toyreport")
     assert [p.name for p in tmp_path.iterdir() if p != root] == ["site"] and (
         out / "searchindex.js"
     ).read_text() == "old"
@@ -177,7 +184,7 @@ def test_a_failed_build_leaves_the_old_site_and_nothing_else(tmp_path, monkeypat
 def test_folders_that_are_no_report_are_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(InputError, match="mine exists and is no report"):
-        report.build(tmp_path, "tiny", tmp_path / "mine")
+        site.build(tmp_path, "tiny", tmp_path / "mine")
 
 
 def test_missing_results_are_one_line(tmp_path):
@@ -192,8 +199,8 @@ def test_missing_results_are_one_line(tmp_path):
 def test_notebooks_without_a_heading_are_named(tmp_path):
     root = planted(tmp_path / "root")
     nbformat.write(v4.new_notebook(), root / "results/tiny/notebooks/05_x.ipynb")
-    with pytest.raises(nb.NotebookError, match=r"05_x.ipynb: no heading"):
-        report.build(root, "tiny", tmp_path / "site", package=root / "toyreport")
+    with pytest.raises(notebooks.NotebookError, match=r"05_x.ipynb: no heading"):
+        site.build(root, "tiny", tmp_path / "site", package=root / "toyreport")
 
 
 def shown_well(browser, site: Path, word: str, page: str) -> None:
@@ -228,4 +235,4 @@ def test_browser_shows_the_real_site(tmp_path, browser):
     done = subprocess.run(command, cwd=imports.ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert sites.broken(site) == []
-    shown_well(browser, site, "sharpness", "api/ul.sal.html")
+    shown_well(browser, site, "sharpness", "api/ul.sharpness.sal.html")

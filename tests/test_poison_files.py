@@ -13,9 +13,10 @@ from PIL import Image
 from tests.conftest import planted_rooms, ul, write_cifar
 from tests.imports import ROOT
 from tests.test_poisons import EPS, make, toy
-from ul import checks, data, files, perturb
-from ul.__main__ import main
-from ul.config import InputError
+from ul import data
+from ul.base.errors import InputError
+from ul.data import checks, formats, pixels
+from ul.pipeline.commands import main
 
 CLEAN = toy(3, 16, (5,) * 4, low=20, high=236)
 GRAY = toy(1, 16, (5,) * 4, low=20, high=236)
@@ -159,7 +160,7 @@ def test_random_bytes_never_crash_the_safetensors_reader(tmp_path):
                 raw[place] = rng.integers(256)
         path.write_bytes(bytes(raw))
         try:
-            files.read(path)
+            formats.read(path)
         except InputError as error:
             assert "\n" not in str(error)
 
@@ -218,7 +219,7 @@ def test_equal_clean_images_do_not_count_as_disorder():
 )
 def test_a_poison_fits_its_own_budget_and_not_the_others(method, fits, exceeds):
     poisoned = make(method, CLEAN)
-    found = checks.fitting(CLEAN, perturb.measure(CLEAN.images, poisoned.images), EPS)
+    found = checks.fitting(CLEAN, pixels.measure(CLEAN.images, poisoned.images), EPS)
     assert found[fits][method] and not any(found[exceeds].values())
 
 

@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from tests.test_tables import frame_of
-from ul import behaviour, published, records
-from ul.config import InputError
+from tests.test_benchmark_tables import frame_of
+from ul.base import records
+from ul.base.errors import InputError
+from ul.tables import poisons as poison_tables
+from ul.tables import published
 
 ACCURACY = {
     "clean": [0.9, 0.92, 0.91], "noise": [0.88, 0.91, 0.9], "lsp": [0.3, 0.33, 0.28], "ar": [0.5, 0.52, 0.55],
@@ -32,7 +34,7 @@ def poison(method, recipe="as published", **changes):
 
 def rows(methods=("noise", "lsp", "ar", "tap"), **recipes):
     made = [poison(m, recipes.get(m, "as published")) for m in methods]
-    return behaviour.table(made, frame_of(ACCURACY)).set_index("method")
+    return poison_tables.table(made, frame_of(ACCURACY)).set_index("method")
 
 
 def test_differences_are_paired_by_seed():
@@ -72,7 +74,7 @@ def test_two_data_sets_are_two_families():
     both = frame_of(ACCURACY)
     other = both.assign(dataset="other", test_accuracy=both["test_accuracy"] / 2)
     made = [poison(m) for m in ("noise", "lsp")] + [poison(m, dataset="other") for m in ("noise", "tap")]
-    found = behaviour.table(made, pd.concat([both, other]))
+    found = poison_tables.table(made, pd.concat([both, other]))
     assert found[["dataset", "method"]].to_numpy().tolist() == [
         ["toy", "noise"], ["toy", "lsp"], ["other", "noise"], ["other", "tap"],
     ]  # fmt: skip
@@ -81,9 +83,9 @@ def test_two_data_sets_are_two_families():
 
 def test_a_missing_record_is_named(tmp_path):
     records.save(poison("lsp"), tmp_path / "poison-toy-lsp.json")
-    assert behaviour.load(tmp_path, ["toy-lsp"])[0]["method"] == "lsp"
+    assert poison_tables.load(tmp_path, ["toy-lsp"])[0]["method"] == "lsp"
     with pytest.raises(InputError, match=r"poison-toy-em\.json is missing; run `dvc repro` first"):
-        behaviour.load(tmp_path, ["toy-em"])
+        poison_tables.load(tmp_path, ["toy-em"])
 
 
 # ---- Reduced recipes beside published ones ---------------------------------------------------------------------------
@@ -96,15 +98,15 @@ def test_recipes_stand_beside_reduced_rows_only(tmp_path):
     })  # fmt: skip
     found.to_csv(tmp_path / "recipes.csv")
     table = rows(tap="cpu").reset_index().assign(dataset="rooms")
-    joined = behaviour.with_recipes(table, tmp_path / "recipes.csv").set_index("method")
+    joined = poison_tables.with_recipes(table, tmp_path / "recipes.csv").set_index("method")
     columns = ["noise_500", "cpu_500", "published_500", "cpu_minus_published"]
     columns += ["cpu_minus_published_low", "cpu_minus_published_high"]
     assert joined.loc["tap", columns].tolist() == [0.7, 0.2, 0.1, 0.1, -0.1, 0.3]
     assert joined.loc[["noise", "lsp", "ar"], columns].isna().all(axis=None)
-    elsewhere = behaviour.with_recipes(table.assign(dataset="mnist"), tmp_path / "recipes.csv")
+    elsewhere = poison_tables.with_recipes(table.assign(dataset="mnist"), tmp_path / "recipes.csv")
     assert elsewhere[columns].isna().all(axis=None)
     with pytest.raises(InputError, match=r"other\.csv is missing; run `make recipes`"):
-        behaviour.with_recipes(joined.reset_index(), tmp_path / "other.csv")
+        poison_tables.with_recipes(joined.reset_index(), tmp_path / "other.csv")
 
 
 # ---- Defenses --------------------------------------------------------------------------------------------------------
@@ -129,7 +131,7 @@ PLANTED = {
 
 
 def test_gain_and_protection_are_paired_within_equal_epochs():
-    found = behaviour.defended(runs_of(PLANTED)).set_index(["defense", "method"])
+    found = poison_tables.defended(runs_of(PLANTED)).set_index(["defense", "method"])
     assert list(found.index) == [("jpeg", "clean"), ("jpeg", "lsp"), ("jpeg", "ar"), ("long", "clean"), ("long", "lsp")]
     row = found.loc[("jpeg", "lsp")]
     gaps = np.array([0.4, 0.3, 0.5])
@@ -142,7 +144,7 @@ def test_gain_and_protection_are_paired_within_equal_epochs():
 
 
 def test_gains_of_one_defense_are_one_family():
-    found = behaviour.defended(runs_of(PLANTED)).set_index(["defense", "method"])["p_holm"]
+    found = poison_tables.defended(runs_of(PLANTED)).set_index(["defense", "method"])["p_holm"]
     raw = sorted(
         scipy_stats.ttest_rel(PLANTED["jpeg", 20, m], PLANTED["none", 20, m]).pvalue for m in ("clean", "lsp", "ar")
     )
@@ -155,9 +157,9 @@ def test_a_run_to_compare_with_is_asked_for(lacking):
     left = {name: values for name, values in PLANTED.items() if name != lacking and name[1] == 20}
     message = f"no run of {lacking[2]} on toy, net, defense {lacking[0]}, 20 epochs"
     with pytest.raises(InputError, match=message):
-        behaviour.defended(runs_of(left))
+        poison_tables.defended(runs_of(left))
 
 
 def test_no_defense_is_an_empty_table():
     left = {name: values for name, values in PLANTED.items() if name[0] == "none"}
-    assert behaviour.defended(runs_of(left)).empty
+    assert poison_tables.defended(runs_of(left)).empty

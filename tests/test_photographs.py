@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_benchmark import SETTINGS
-from ul import data, folders, grid
-from ul.config import InputError
+from tests.test_victims import SETTINGS
+from ul import data
+from ul.base.errors import InputError
+from ul.data import photographs
+from ul.studies import conditions
 
 
 def photograph(path, colour, size=(48, 40), **options):
@@ -40,14 +42,14 @@ def test_images_are_upright_middle_squares(tmp_path):
     exif[0x0112] = 3  # upside down
     Image.fromarray(pixels).save(tmp_path / "a.png")
     Image.fromarray(pixels[::-1, ::-1].copy()).save(tmp_path / "b.png", exif=exif)
-    one, other = (folders.read(tmp_path / name, 32) for name in ("a.png", "b.png"))
+    one, other = (photographs.read(tmp_path / name, 32) for name in ("a.png", "b.png"))
     assert (one[:, :, :16] == 200).all() and (one[:, :, 16:] == 0).all() and np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_other_modes_become_rgb(tmp_path, mode):
     photograph(tmp_path / "a.tif", 77, mode=mode)
-    assert folders.read(tmp_path / "a.tif", 32).shape == (3, 32, 32)
+    assert photographs.read(tmp_path / "a.tif", 32).shape == (3, 32, 32)
 
 
 def broken(path, content=b"not an image"):
@@ -85,6 +87,6 @@ def test_hidden_files_and_others_are_passed_over(root):
 
 def test_a_benchmark_runs_on_photographs(root):
     config = SETTINGS | {"dataset": "folder", "root": str(root), "limit": None, "seeds": 1, "epochs": 1}
-    runs = grid.run_all(grid.conditions(config, ["lsp"]), jobs=1)
+    runs = conditions.run_all(conditions.several(config, ["lsp"]), jobs=1)
     assert [run["config"]["method"] for run in runs] == ["clean", "lsp"]
     assert runs[0]["data"]["train_images"] == 24

@@ -9,9 +9,13 @@ import nbformat
 import pytest
 
 from tests.conftest import planted_rooms, ul
-from ul import __main__, nb, rooms
+from ul.base.errors import InputError
+from ul.pipeline import commands, notebooks
+from ul.render import renderer
 
-PROGRESS = "from ul.records import note, progress\nsquares = [i * i for i in progress(range(n), 'squares', n)]\nsquares"
+PROGRESS = """from ul.base.records import note, progress
+squares = [i * i for i in progress(range(n), 'squares', n)]
+squares"""
 
 
 def notebook(*sources: str, tags: str | None = "parameters"):
@@ -27,7 +31,7 @@ def notebook(*sources: str, tags: str | None = "parameters"):
 
 
 def written(path, *sources: str) -> str:
-    nbformat.write(nb.cleaned(notebook(*sources)), path)
+    nbformat.write(notebooks.cleaned(notebook(*sources)), path)
     return str(path)
 
 
@@ -35,7 +39,7 @@ def written(path, *sources: str) -> str:
 
 
 def test_cleaning_keeps_code_text_and_tags_only():
-    first, second = (nb.cleaned(notebook("n = 1", "n + 1")) for _ in range(2))
+    first, second = (notebooks.cleaned(notebook("n = 1", "n + 1")) for _ in range(2))
     assert first == second  # random ids are gone
     assert [c.source for c in first.cells] == ["# Squares", "n = 1", "n + 1"]
     assert [dict(c.metadata) for c in first.cells] == [{"tags": ["title"]}, {"tags": ["parameters"]}, {}]
@@ -43,22 +47,12 @@ def test_cleaning_keeps_code_text_and_tags_only():
     assert first.metadata.kernelspec.name == "python3" and "language_info" not in first.metadata
 
 
-def test_cleaning_twice_changes_nothing(tmp_path):
-    (tmp_path / "a").mkdir()
-    nbformat.write(notebook("n = 1"), tmp_path / "a" / "x.ipynb")
-    nb.clean(tmp_path / "a", tmp_path / "b")
-    nb.clean(tmp_path / "b", tmp_path / "c")
-    assert (tmp_path / "b" / "x.ipynb").read_bytes() == (tmp_path / "c" / "x.ipynb").read_bytes()
-    assert b"old" not in (tmp_path / "b" / "x.ipynb").read_bytes()
-    with pytest.raises(nb.NotebookError, match="no notebooks there"):
-        nb.clean(tmp_path / "nowhere", tmp_path / "d")
-
-
 def executed(number: int):
     """The same run as papermill would leave it, but for what changes from run to run."""
     book = notebook("n = 1", "n = 2", "n", tags="injected-parameters")
     book.metadata.papermill = {"start_time": number, "end_time": number, "duration": number, "output_path": f"{number}"}
     book.metadata.papermill.update(parameters={"n": 2})
+    book.metadata[notebooks.CLOSURE] = {"closure": {"ul/base/ud.py": f"{number:016x}"}}
     text = f"<object at 0x7f00000{number:05x}>"
     for i, cell in enumerate(book.cells):
         cell.metadata.papermill = {"status": "completed", "duration": number}
@@ -73,8 +67,8 @@ def executed(number: int):
 
 def test_stable_copies_do_not_depend_on_the_run():
     assert executed(11) != executed(22)
-    first, second = (nbformat.writes(nb.stable(executed(number))) for number in (11, 22))
-    assert first == second
+    first, second = (nbformat.writes(notebooks.stable(executed(number))) for number in (11, 22))
+    assert first == second and "closure" not in first
     for kept in ("injected-parameters", '"n": 2', "iVBO", "Warning", "1234.py"):
         assert kept in first
 
@@ -84,30 +78,30 @@ def test_stable_copies_do_not_depend_on_the_run():
 
 def test_defaults_are_the_literals_of_the_tagged_cell():
     source = "method = 'em'  # a name\nepochs: int = 30\nlr = -1e-3\nout = None\nflags: list = [1, 'a']"
-    found = nb.defaults(notebook(source, "other = 1"))
+    found = notebooks.defaults(notebook(source, "other = 1"))
     assert found == {"method": "em", "epochs": 30, "lr": -0.001, "out": None, "flags": [1, "a"]}
 
 
 @pytest.mark.parametrize("source", ["n = len('abc')", "n = ", "n: int", "x.y = 1"])
 def test_defaults_that_are_no_literals(source):
-    with pytest.raises(nb.NotebookError, match="name = literal"):
-        nb.defaults(notebook(source))
+    with pytest.raises(notebooks.NotebookError, match="name = literal"):
+        notebooks.defaults(notebook(source))
 
 
 @pytest.mark.parametrize("tags", [None, "other"])
 def test_notebooks_need_a_parameters_cell(tags):
-    with pytest.raises(nb.NotebookError, match="one cell tagged `parameters`, this one has 0"):
-        nb.defaults(notebook("n = 1", tags=tags))
+    with pytest.raises(notebooks.NotebookError, match="one cell tagged `parameters`, this one has 0"):
+        notebooks.defaults(notebook("n = 1", tags=tags))
 
 
-KNOWN = {"n": "int", "rate": "float", "name": "str", "out": nb.ANY, "flag": "bool", "many": "list[int]"}
+KNOWN = {"n": "int", "rate": "float", "name": "str", "out": notebooks.ANY, "flag": "bool", "many": "list[int]"}
 
 
 def test_types_are_the_annotations_and_else_the_defaults():
     source = "n = 3\nrate: float = 1\nout = None\nwho: list[str] = []\nmaybe: 'int or None' = None\nany = []"
-    found = nb.kinds(notebook(source))
+    found = notebooks.kinds(notebook(source))
     assert found == {
-        "n": "int", "rate": "float", "out": nb.ANY, "who": "list[str]", "maybe": "int or None", "any": "list",
+        "n": "int", "rate": "float", "out": notebooks.ANY, "who": "list[str]", "maybe": "int or None", "any": "list",
     }  # fmt: skip
 
 
@@ -117,11 +111,11 @@ def test_types_are_the_annotations_and_else_the_defaults():
      ("many", [])],
 )  # fmt: skip
 def test_parameters_of_the_right_type_pass(name, value):
-    assert nb.checked({name: value}, KNOWN, "x.ipynb") == {name: value}
+    assert notebooks.checked({name: value}, KNOWN, "x.ipynb") == {name: value}
 
 
 def test_whole_numbers_become_floats_where_the_default_is_one():
-    assert type(nb.checked({"rate": 2}, KNOWN, "x.ipynb")["rate"]) is float
+    assert type(notebooks.checked({"rate": 2}, KNOWN, "x.ipynb")["rate"]) is float
 
 
 @pytest.mark.parametrize(
@@ -131,13 +125,15 @@ def test_whole_numbers_become_floats_where_the_default_is_one():
 )  # fmt: skip
 def test_parameters_of_another_type_are_refused(name, value):
     line = f"x.ipynb: parameter {name} must be {re.escape(KNOWN[name])}, .*{re.escape(repr(value))}"
-    with pytest.raises(nb.NotebookError, match=line):
-        nb.checked({name: value}, KNOWN, "x.ipynb")
+    with pytest.raises(notebooks.NotebookError, match=line):
+        notebooks.checked({name: value}, KNOWN, "x.ipynb")
 
 
 def test_unknown_parameters_list_the_known_ones():
-    with pytest.raises(nb.NotebookError, match="unknown parameter epoch, lr; there are flag, many, n, name, out, rate"):
-        nb.checked({"lr": 1, "n": 1, "epoch": 1}, KNOWN, "x.ipynb")
+    with pytest.raises(
+        notebooks.NotebookError, match="unknown parameter epoch, lr; there are flag, many, n, name, out, rate"
+    ):
+        notebooks.checked({"lr": 1, "n": 1, "epoch": 1}, KNOWN, "x.ipynb")
 
 
 @pytest.mark.parametrize(
@@ -147,37 +143,37 @@ def test_unknown_parameters_list_the_known_ones():
 )  # fmt: skip
 def test_values_are_read_as_yaml_1_2(tmp_path, text, value):
     (tmp_path / "params.yaml").write_text(f"sal: {{rooms: {{x: {text}}}}}\n")
-    from_file = nb.parameters_from([f"{tmp_path}/params.yaml:sal.rooms"], [])
-    from_pair = nb.parameters_from([], [("x", text)])
+    from_file = notebooks.parameters_from([f"{tmp_path}/params.yaml:sal.rooms"], [])
+    from_pair = notebooks.parameters_from([], [("x", text)])
     assert from_file == from_pair == {"x": value}
     assert type(from_file["x"]) is type(from_pair["x"]) is type(value)
 
 
 def test_pairs_override_sections_and_later_sections_earlier_ones(tmp_path):
     (tmp_path / "p.yaml").write_text("a: {x: 1, y: 1, z: 1}\nb: {y: 2, z: 2}\n")
-    found = nb.parameters_from([f"{tmp_path}/p.yaml:a", f"{tmp_path}/p.yaml:b"], [("z", "3")])
+    found = notebooks.parameters_from([f"{tmp_path}/p.yaml:a", f"{tmp_path}/p.yaml:b"], [("z", "3")])
     assert found == {"x": 1, "y": 2, "z": 3}
 
 
 @pytest.mark.parametrize("key", ["nothing", "a.nothing", "a.x.deep", "a.x", "empty", "word", "list"])
 def test_sections_that_hold_no_parameters(tmp_path, key):
     (tmp_path / "p.yaml").write_text("a: {x: 1}\nempty:\nword: abc\nlist: [1]\n")
-    with pytest.raises(nb.NotebookError, match=f"p.yaml:{key}: no section"):
-        nb.parameters_from([f"{tmp_path}/p.yaml:{key}"], [])
+    with pytest.raises(notebooks.NotebookError, match=f"p.yaml:{key}: no section"):
+        notebooks.parameters_from([f"{tmp_path}/p.yaml:{key}"], [])
 
 
 def test_damaged_yaml_is_one_line(tmp_path):
     (tmp_path / "p.yaml").write_text("a: [1\nb: }\n")
-    with pytest.raises(nb.NotebookError) as caught:
-        nb.parameters_from([f"{tmp_path}/p.yaml:a"], [])
+    with pytest.raises(notebooks.NotebookError) as caught:
+        notebooks.parameters_from([f"{tmp_path}/p.yaml:a"], [])
     assert len(str(caught.value).splitlines()) == 1
-    with pytest.raises(nb.NotebookError, match=r"-p x: .* is not YAML"):
-        nb.parameters_from([], [("x", "[1")])
+    with pytest.raises(notebooks.NotebookError, match=r"-p x: .* is not YAML"):
+        notebooks.parameters_from([], [("x", "[1")])
 
 
 def test_missing_profile(tmp_path):
-    with pytest.raises(nb.NotebookError, match=r"gpu/params.yaml is missing: unknown profile"):
-        nb.parameters_from([f"{tmp_path}/gpu/params.yaml:sal"], [])
+    with pytest.raises(notebooks.NotebookError, match=r"gpu/params.yaml is missing: unknown profile"):
+        notebooks.parameters_from([f"{tmp_path}/gpu/params.yaml:sal"], [])
 
 
 # ---- runs --------------------------------------------------------------------------------------------------------
@@ -185,12 +181,12 @@ def test_missing_profile(tmp_path):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """nb.run with its logs in tmp_path and the environment restored afterwards."""
-    for name in nb.ENVIRONMENT:
+    """notebooks.run with its logs in tmp_path and the environment restored afterwards."""
+    for name in notebooks.ENVIRONMENT:
         monkeypatch.setenv(name, os.environ.get(name, ""))
 
     def call(source: str, target: str, **parameters):
-        nb.run(source, str(tmp_path / target), parameters, logs=tmp_path / "logs")
+        notebooks.run(source, str(tmp_path / target), parameters, logs=tmp_path / "logs")
 
     return call
 
@@ -211,7 +207,10 @@ def test_a_run_is_byte_stable_and_keeps_progress_out(tmp_path, run, capfd):
 
 
 FAILING = {
-    "error": ("from ul.config import InputError\nraise InputError('a.npz: bad; mend it')", "cell .*: .*bad; mend it"),
+    "error": (
+        "from ul.base.errors import InputError\nraise InputError('a.npz: bad; mend it')",
+        "cell .*: .*bad; mend it",
+    ),
     "exit": ("import sys\nsys.exit(0)", "stopped before its last cell"),
     "exit 3": ("import sys\nsys.exit(3)", "SystemExit: 3"),
     "killed": ("import os\nos._exit(9)", "kernel died"),
@@ -222,7 +221,7 @@ FAILING = {
 def test_failed_cells_leave_no_target(tmp_path, run, cell, message):
     source = written(tmp_path / "s.ipynb", "n = 2", cell, "print('after')")
     (tmp_path / "out").mkdir()
-    with pytest.raises(nb.NotebookError, match=message) as caught:
+    with pytest.raises(notebooks.NotebookError, match=message) as caught:
         run(source, "out/a.ipynb")
     assert len(str(caught.value).splitlines()) == 1
     assert source in str(caught.value)
@@ -232,7 +231,7 @@ def test_failed_cells_leave_no_target(tmp_path, run, cell, message):
 @pytest.mark.parametrize("parameters", [{"m": 1}, {"n": "2"}])
 def test_wrong_parameters_fail_before_anything_runs(tmp_path, run, parameters):
     source = written(tmp_path / "s.ipynb", "n = 2", f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(nb.NotebookError, match="parameter"):
+    with pytest.raises(notebooks.NotebookError, match="parameter"):
         run(source, "a.ipynb", **parameters)
     assert {p.name for p in tmp_path.iterdir()} == {"s.ipynb"}
 
@@ -243,8 +242,60 @@ def test_wrong_parameters_fail_before_anything_runs(tmp_path, run, parameters):
 def test_sources_that_are_no_notebooks(tmp_path, run, content, message):
     if content is not None:
         (tmp_path / "s.ipynb").write_text(content)
-    with pytest.raises(nb.NotebookError, match=message):
+    with pytest.raises(notebooks.NotebookError, match=message):
         run(str(tmp_path / "s.ipynb"), "a.ipynb")
+
+
+# ---- drawn from a record -----------------------------------------------------------------------------------------
+
+STUDY = "record: 'str or None' = None\nrecorded: 'str or None' = None\nn = 2"
+DRAWN = """from pathlib import Path
+from ul.base.records import study
+def make():
+    Path("made").open("a").write("once\\n")
+    return {"third": n / 3}
+study(make, record=record, recorded=recorded)"""
+RECORDED = {"record": "str or None", "recorded": "str or None", "n": "int"}
+
+
+def test_a_copy_drawn_from_a_record_has_the_bytes_of_the_one_that_ran(tmp_path, run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = written(tmp_path / "s.ipynb", STUDY, DRAWN)
+    parameters = {"n": 1, "record": "r.json"}
+    run(source, "ran.ipynb", **parameters)
+    stored = (tmp_path / "r.json").read_bytes()
+    run(source, "drawn.ipynb", **notebooks.redrawn(parameters, notebooks.kinds_of(source)))
+    assert (tmp_path / "drawn.ipynb").read_bytes() == (tmp_path / "ran.ipynb").read_bytes()
+    assert (tmp_path / "made").read_text() == "once\n" and (tmp_path / "r.json").read_bytes() == stored
+    text = (tmp_path / "ran.ipynb").read_text()
+    assert "'third': 0.333333" in text, "as the file holds it"
+    assert 'record = \\"r.json\\"' in text and 'recorded = \\"' not in text
+
+
+def test_a_notebook_is_redrawn_from_the_record_that_it_would_write(tmp_path):
+    (tmp_path / "r.json").write_text("{}")
+    given = {"n": 1, "record": f"{tmp_path}/r.json"}
+    assert notebooks.redrawn(given, RECORDED) == given | {"recorded": given["record"]}
+    assert "recorded" not in given
+
+
+def test_a_notebook_without_a_record_is_left_alone():
+    assert notebooks.redrawn({"n": 1}, {"n": "int"}) == {"n": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({}, "record is not given, so there is nothing to draw from; name it with -p record FILE"),
+        ({"record": None}, "record is not given"),
+        ({"record": "nowhere/r.json"}, "nowhere/r.json is missing; restore it with git, or run `dvc repro`"),
+        ({"record": 3}, "3 is missing"),
+    ],
+)
+def test_nothing_to_draw_from_is_one_line(given, line):
+    with pytest.raises(InputError, match=f"^{re.escape(line)}") as caught:
+        notebooks.redrawn(given, RECORDED)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 # ---- command line ------------------------------------------------------------------------------------------------
@@ -257,7 +308,7 @@ def main(tmp_path, monkeypatch):
 
     def call(*args):
         monkeypatch.setattr("sys.argv", ["ul", *map(str, args)])
-        __main__.main()
+        commands.main()
 
     return call
 
@@ -287,8 +338,8 @@ def test_render_never_overwrites(tmp_path, main):
 
 def test_render_makes_rooms_and_shows_progress(tmp_path, main, monkeypatch, capsys):
     pytest.importorskip("embreex")
-    monkeypatch.setattr(rooms, "BUILDINGS", {"train": rooms.BUILDINGS["train"][:1]})
-    monkeypatch.setattr(rooms, "render", partial(rooms.render, views=2, size=8))
+    monkeypatch.setattr(renderer, "BUILDINGS", {"train": renderer.BUILDINGS["train"][:1]})
+    monkeypatch.setattr(renderer, "render", partial(renderer.render, views=2, size=8))
     main("render", "rooms", "--root", tmp_path)
     shown = capsys.readouterr()
     assert "2 images" in shown.out and "2 views" in shown.err
@@ -323,4 +374,20 @@ def test_verify_names_the_damaged_file(tmp_path):
 def test_nb_run_refuses_unknown_parameters(tmp_path):
     source = written(tmp_path / "s.ipynb", "n = 2", "n")
     refused(ul("nb-run", source, "a.ipynb", "-p", "m", "1", cwd=tmp_path), "unknown parameter m; there are n")
+    assert {p.name for p in tmp_path.iterdir()} == {"s.ipynb"}
+
+
+def test_nb_run_draws_from_the_record(tmp_path):
+    source = written(tmp_path / "s.ipynb", STUDY, DRAWN)
+    (tmp_path / "r.json").write_text('{"third": 7}')
+    done = ul("nb-run", source, "a.ipynb", "-p", "record", "r.json", "--recorded", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "'third': 7" in (tmp_path / "a.ipynb").read_text() and not (tmp_path / "made").exists()
+
+
+def test_nb_run_says_that_a_record_is_missing(tmp_path):
+    source = written(tmp_path / "s.ipynb", STUDY, DRAWN)
+    words = ("nb-run", source, "a.ipynb", "--recorded")
+    refused(ul(*words, "-p", "record", "r.json", cwd=tmp_path), "r.json is missing; restore it with git")
+    refused(ul(*words, cwd=tmp_path), "record is not given")
     assert {p.name for p in tmp_path.iterdir()} == {"s.ipynb"}
