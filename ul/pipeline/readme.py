@@ -68,8 +68,13 @@ def headline(summary: pd.DataFrame) -> str:
 def _cell(row: pd.Series, name: str) -> str:
     if row["method"] == {"accuracy_minus_noise": NOISE, "ud_layers": CLEAN}.get(name):
         return "1" if name == "ud_layers" else ""
-    value, low, high = (stats.fixed(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    value, low, high = (stats.fixed(_written(row[f"{name}{end}"])) for end in ("", "_low", "_high"))
     return f"{value} [{low}, {high}]"
+
+
+def _written(value: float) -> float:
+    """A number as the table has it, four digits: rounded from another one, a text could differ from it in the last."""
+    return float(f"{value:.4g}")
 
 
 def listing(table: pd.DataFrame) -> str:
