@@ -1,6 +1,10 @@
 """The convergence study on tiny real runs, its tables against planted answers, its figures and errors."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -198,6 +202,34 @@ def test_stopped_transplants_go_on_where_they_were(study, tmp_path, monkeypatch)
     for _ in range(2):
         assert json.dumps(convergence.transplants(*given, jobs=1, folder=tmp_path)) == wanted
         assert len(scored) == 3 * 4 - 5, "a row for each seed and set, five of them kept"
+
+
+SCRIPT = """
+import sys
+from tests.test_convergence import CONFIG
+from ul.studies import convergence
+chosen = convergence.planned(CONFIG)
+convergence.run_all(chosen, convergence.sets(chosen), jobs=1, folder=sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_killed_runs_go_on_where_they_were_and_end_in_the_same_bytes(study, tmp_path):
+    kept = tmp_path / "kept"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(kept)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    deadline = time.monotonic() + 300
+    while len(list(kept.glob("*.json"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    before = {file: file.stat().st_mtime_ns for file in kept.glob("*.json")}
+    assert len(before) < 6
+    found = convergence.run_all(study.chosen, study.given, jobs=1, folder=kept)
+    assert bytes_of(found) == bytes_of(study.runs)
+    assert before.items() <= {file: file.stat().st_mtime_ns for file in kept.glob("*.json")}.items()
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "another's"])
