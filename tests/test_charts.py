@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from ul.figures import charts, style
-from ul.studies import poison
+from ul.studies import poison_runs
 
 DRAW = """
 import sys, numpy as np
@@ -130,7 +130,7 @@ def test_scatter_has_a_point_a_run_and_names_the_methods():
 def test_spectrum_finds_a_planted_wave():
     _, ax = plt.subplots()
     wave = np.cos(2 * np.pi * 3 * np.arange(16) / 16)  # three cycles across
-    charts.spectrum(ax, poison.amplitude(np.broadcast_to(wave, (2, 3, 16, 16))), name="em")
+    charts.spectrum(ax, poison_runs.amplitude(np.broadcast_to(wave, (2, 3, 16, 16))), name="em")
     picture = ax.images[0]
     row, column = np.unravel_index(np.argmax(picture.get_array()), (16, 16))
     assert row == 8 and abs(column - 8) == 3

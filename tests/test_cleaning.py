@@ -29,21 +29,16 @@ def package(tmp_path, monkeypatch) -> Path:
     copy = tmp_path / "copy" / "ul"
     shutil.copytree(ROOT / "ul", copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(closure, "PACKAGE", copy)
-    forget()
+    closure.forget()
     yield copy
-    forget()
-
-
-def forget() -> None:
-    for cached in (closure._tree, closure.tree_hash, closure.imports_of, closure._handed_on):
-        cached.cache_clear()
+    closure.forget()
 
 
 def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    forget()
+    closure.forget()
 
 
 @pytest.fixture
@@ -129,6 +124,7 @@ def test_what_is_no_longer_made_goes_and_what_is_not_ours_stays(sources, tmp_pat
     (folder / "mine" / "notes.txt").write_text("mine")
     nbformat.write(notebook("n = 1"), folder / "mine.ipynb")
     (sources / "y.ipynb").unlink()
+    assert cleaned(sources) == ["poisons.gone.json: no longer made", "y.ipynb: no longer made"]
     assert cleaned(sources) == []
     own = ["mine/notes.txt", "mine.ipynb"]
     assert sorted(contents(folder)) == sorted([*own, *(f"code/{name}" for name in CODE), "x.ipynb"])

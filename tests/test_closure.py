@@ -1,5 +1,7 @@
 """What code a result depends on: told from the source, held against what really runs."""
 
+import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -10,6 +12,7 @@ import pytest
 from tests.imports import ROOT
 from ul.base import closure, stats
 from ul.pipeline import cleaning, notebooks
+from ul.studies import executor
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -18,22 +21,19 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 def package(tmp_path, monkeypatch):
     """A package `toy` in the place of `ul`: write(name, source) gives it a module."""
     home = tmp_path / "toy"
-    caches = (closure._tree, closure.tree_hash, closure.imports_of, closure._handed_on, closure._digest)
 
     def write(name: str, source: str) -> None:
         path = home / f"{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(source)
-        for cache in caches:
-            cache.cache_clear()
+        closure.forget()
 
     monkeypatch.setattr(closure, "PACKAGE", home)
     monkeypatch.setattr(closure, "TABLES", ("toy.names",))
     for name in ("__init__", "room/__init__"):
         write(name, "")
     yield write
-    for cache in caches:
-        cache.cache_clear()
+    closure.forget()
 
 
 def paths(*names: str) -> list[str]:
@@ -69,12 +69,13 @@ def test_a_table_of_names_counts_by_the_parts_that_are_named(package):
     package("names", "from . import size\nA = {'a': 1}\nB = [*A, size.x]\nclass C: pass\nD = C()\n")
     package("size", "x = 1\n")
     package("m", "from .names import B, D\n")
-    assert paths("toy.m") == ["toy/m.py", "toy/names.py:B", "toy/names.py:D", "toy/size.py"]
+    parts = [f"toy/names.py:{part}" for part in "ABCD"]
+    assert paths("toy.m") == ["toy/m.py", *parts, "toy/size.py"]
     before = closure.of_modules(["toy.m"])
     package("names", "from . import size\nA = {'a': 2}\nB = [*A, size.x]\nclass C: pass\nD = C()\nE = 5\n")
     after = closure.of_modules(["toy.m"])
-    assert [path for path in after if before[path] != after[path]] == ["toy/names.py:B"]
-    assert list(closure.of_source("from toy import names\nnames.D")) == ["toy/names.py:D"]
+    assert [path for path in after if before[path] != after[path]] == ["toy/names.py:A"]
+    assert list(closure.of_source("from toy import names\nnames.D")) == ["toy/names.py:C", "toy/names.py:D"]
 
 
 def test_what_is_imported_when_asked_for_counts_as_well():
@@ -192,6 +193,40 @@ def test_no_function_runs_that_a_kept_record_does_not_depend_on(call, functions)
     found = json.loads(done.stdout.splitlines()[-1])
     assert {name for name, _ in found} == functions
     assert [(name, missing) for name, missing in found if missing] == []
+
+
+KEPT = ("victims", "several_tasks", "paths", "surfaces", "sam_runs", "rival_scores", "poison_runs")
+
+
+@pytest.mark.parametrize("table", ["METHODS", "DATASETS"])
+def test_a_new_row_changes_no_kept_record(tmp_path, monkeypatch, table):
+    """Its code counts without the table: a job depends on the rows that it names by itself."""
+    own, copy = ROOT / "ul", tmp_path / "ul"
+    shutil.copytree(own, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(closure, "PACKAGE", copy)
+    modules = [f"ul.studies.{name}" for name in KEPT]
+
+    def found() -> list[closure.Hashes]:
+        closure.forget()
+        return [closure.of_modules([module], executor.TABLES) for module in modules]
+
+    before = found()
+    source = (copy / "base" / "names.py").read_text()
+    row = {"METHODS": 'Method("New", "new")', "DATASETS": 'DataSet("label", 10)'}[table]
+    new, count = re.subn(rf"^({table}: .*{{)$", rf'\1\n    "new": {row},', source, flags=re.MULTILINE)
+    assert count == 1
+    (copy / "base" / "names.py").write_text(new)
+    assert found() == before
+    (copy / "base" / "names.py").write_text(source.replace("return known.flip if known else True", "return True"))
+    assert found() != before
+    closure.forget()
+
+
+def test_no_kept_record_depends_on_what_runs_or_plans_it():
+    for name in KEPT:
+        found = closure.of_modules([f"ul.studies.{name}"])
+        above = {f"ul/studies/{other}.py" for other in ("executor", "processes", "store", "conditions", "images")}
+        assert not above & {*found}, name
 
 
 def test_runs_depend_on_nothing_that_only_makes_their_images_or_shows_them():

@@ -344,8 +344,8 @@ def test_wrong_sections_fail_before_any_run(change, monkeypatch):
 
 
 def test_no_seeds_of_sam_are_no_such_section():
-    least = parameters.LOWEST["flat_seeds"]
-    assert least == convergence.LOWEST["flat_seeds"] == 0
+    least = parameters.lowest("03_convergence")["flat_seeds"]
+    assert least == 0
     assert flatness.chosen(convergence.planned(CONFIG | {"flat_seeds": least}), ["lsp"], least) == []
 
 

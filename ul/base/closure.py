@@ -15,16 +15,21 @@ from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
 TABLES = ("ul.base.names",)  # of which a file depends on the parts that it names
+IMPORTS = (ast.Import, ast.ImportFrom)
 Hashes = dict[str, str]  # path in the repository -> 16 hex digits
 
 
-def of_modules(names: Iterable[str]) -> Hashes:
-    """The closure of modules, named as in "ul.base.ud", sorted by path. Raises ValueError for one that is not ours."""
-    todo, seen = set(names), set()
+def of_modules(names: Iterable[str], without: Iterable[str] = ()) -> Hashes:
+    """The closure of modules, named as in "ul.base.ud", sorted by path. Raises ValueError for one that is not ours.
+
+    without: what does not count, nor what only it uses; a part of a table as "ul.base.names:METHODS".
+    """
+    left_out = set(without)
+    todo, seen = set(names) - left_out, set()
     while todo:
         name = todo.pop()
         seen.add(name)
-        todo |= imports_of(name) - seen
+        todo |= imports_of(name) - seen - left_out
     return dict(sorted((path_of(name), tree_hash(name)) for name in seen))
 
 
@@ -36,7 +41,7 @@ def of_source(source: str) -> Hashes:
 def of_functions(functions: Iterable[Callable[..., Any]], without: Iterable[str] = ()) -> str:
     """16 hex digits of the closure of the modules that define these functions (or `partial`s of them).
 
-    without: what does not count, as "ul.base.names:METHODS". Raises ValueError for a function that is not at the top
+    without: see `of_modules`. Raises ValueError for a function that is not at the top
     of a module of `ul`: an edit of it would not be seen.
     """
     return _digest(tuple(sorted({module_of(function) for function in functions})), tuple(without))
@@ -44,9 +49,7 @@ def of_functions(functions: Iterable[Callable[..., Any]], without: Iterable[str]
 
 @lru_cache
 def _digest(modules: tuple[str, ...], without: tuple[str, ...]) -> str:
-    left_out = {path_of(name) for name in without}
-    found = {path: code for path, code in of_modules(modules).items() if path not in left_out}
-    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr(of_modules(modules, without)).encode()).hexdigest()[:16]
 
 
 def module_of(function: Callable[..., Any]) -> str:
@@ -87,16 +90,25 @@ def _tree(name: str) -> ast.Module:
 
 
 def _part(tree: ast.Module, name: str) -> ast.Module:
-    """The statements that a name at the top of a module needs, itself and imports among them."""
-    bound = {own: statement for statement in tree.body for own in _bound(statement)}
-    todo, needed = [name], set()
-    while todo:
-        own = todo.pop()
-        needed.add(own)
-        if own in bound:
-            used = {n.id for n in ast.walk(bound[own]) if isinstance(n, ast.Name)}
-            todo += [other for other in used if other in bound and other not in needed]
-    return ast.Module([statement for statement in tree.body if needed.intersection(_bound(statement))], [])
+    """The statements that give a name at the top of a module its value, and the imports that these use."""
+    own = [statement for statement in tree.body if name in _bound(statement)]
+    needed = _used(own)
+    imports = [s for s in tree.body if isinstance(s, IMPORTS) and s not in own and needed & _bound(s)]
+    return ast.Module([*imports, *own], [])
+
+
+def _beside(name: str) -> set[str]:
+    """The other parts of its table that a part uses, each of which counts by itself."""
+    module, _, part = name.partition(":")
+    statements = [s for s in _tree(module).body if not isinstance(s, IMPORTS)]
+    used = _used([s for s in statements if part in _bound(s)])
+    bound = {own for statement in statements for own in _bound(statement)}
+    return {f"{module}:{other}" for other in used & bound - {part}}
+
+
+def _used(statements: Iterable[ast.stmt]) -> set[str]:
+    """The names in them."""
+    return {n.id for statement in statements for n in ast.walk(statement) if isinstance(n, ast.Name)}
 
 
 def _bound(statement: ast.stmt) -> set[str]:
@@ -133,8 +145,10 @@ def _documented(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFun
 @cache
 def imports_of(name: str) -> frozenset[str]:
     """The modules of `ul` that a module uses itself."""
-    path = file_of(name.partition(":")[0])
-    return frozenset(_imports(_tree(name), name, path is not None and path.name == "__init__.py"))
+    module, _, part = name.partition(":")
+    path = file_of(module)
+    found = _imports(_tree(name), name, path is not None and path.name == "__init__.py")
+    return frozenset(found | (_beside(name) if part else set()))
 
 
 def _imports(tree: ast.AST, name: str, is_package: bool) -> set[str]:
@@ -202,3 +216,9 @@ def _handed_on(name: str) -> dict[str, str]:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "SHORT":
             found |= {short: f"{name}.{long}" for short, long in ast.literal_eval(node.value).items()}
     return found
+
+
+def forget() -> None:
+    """Read the source anew from now on: for tests that edit it."""
+    for cached in (_tree, tree_hash, imports_of, _handed_on, _digest):
+        cached.cache_clear()

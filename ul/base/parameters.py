@@ -42,6 +42,7 @@ COUNTS = (
     "looked", "grid", "surface_images", "draws",
 )  # fmt: skip
 LOWEST = dict.fromkeys(COUNTS, 1) | {"victims": 0, "seed": 0, "start": 0, "flat_seeds": 0, "sam": 0}
+OWN_LOWEST = {"03_convergence": {"seeds": 3, "epochs": 2, "grid": 2, "surface_images": 2}}  # by notebook
 POSITIVE = ("lr", "levels", "epsilons", "own_weights")
 SHARES = ("share", "label_noise", "shares", "label_noises")
 TYPES: dict[str, tuple[type, ...]] = {
@@ -84,14 +85,19 @@ def refuse_wrong(values: dict[str, object], declared: dict[str, str], notebook: 
             )
         for one in value if isinstance(value, list) else [value]:
             if one is not None:
-                _refuse_value(name, one, choices.get(name))
+                _refuse_value(name, one, choices.get(name), lowest(notebook))
 
 
-def _refuse_value(name: str, value: Any, choices: tuple[str, ...] | None) -> None:
+def lowest(notebook: str) -> dict[str, int]:
+    """The smallest values that parameters of a notebook may have."""
+    return LOWEST | OWN_LOWEST.get(notebook, {})
+
+
+def _refuse_value(name: str, value: Any, choices: tuple[str, ...] | None, bounds: dict[str, int]) -> None:
     if choices and value not in choices:
         raise InputError(f"parameter {name}: unknown {shortened(value)}; choose from {', '.join(choices)}")
-    if name in LOWEST and not value >= LOWEST[name]:
-        raise InputError(f"parameter {name} is {value}; it must be at least {LOWEST[name]}")
+    if name in bounds and not value >= bounds[name]:
+        raise InputError(f"parameter {name} is {value}; it must be at least {bounds[name]}")
     if name in POSITIVE and not value > 0:
         raise InputError(f"parameter {name} is {value}; it must be above 0")
     if name in SHARES and not 0 <= value <= 1:

@@ -102,7 +102,7 @@ def unpacked(found: Record) -> "np.ndarray":
     try:
         raw = base64.b64decode(found["base64"], validate=True)
         return np.frombuffer(raw, found["dtype"]).reshape(found["shape"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, SyntaxError) as error:  # numpy parses what a dtype says
         raise InputError(f"no packed array ({reason(error)}); run `dvc repro` again") from None
 
 

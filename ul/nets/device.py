@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from threadpoolctl import threadpool_limits
 
 
 def device() -> torch.device:
@@ -21,10 +22,15 @@ def machine(where: torch.device) -> dict[str, str | int]:
 
 @contextmanager
 def one_thread(device: torch.device | str) -> Iterator[None]:
-    """On the CPU one thread inside: the same sums in the same order, however many runs share the machine."""
+    """On the CPU one thread inside, of torch and of BLAS below numpy and scikit-learn.
+
+    The same sums in the same order, however many runs share the machine.
+    """
+    on_cpu = torch.device(device).type == "cpu"
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if torch.device(device).type == "cpu" else before)
+    torch.set_num_threads(1 if on_cpu else before)
     try:
-        yield
+        with threadpool_limits(1 if on_cpu else None):
+            yield
     finally:
         torch.set_num_threads(before)

@@ -19,28 +19,41 @@ def clean(source: str, target: str) -> list[str]:
 
     A folder's notebooks are written cleaned, with the closure of what they import in their metadata; each module of a
     poison has a file of its own closure below CODE. What an earlier call wrote and this one does not is removed.
-    Raises NotebookError if there are no notebooks, or one is damaged.
+    Raises NotebookError if there are no notebooks, or one is damaged; nothing is written then.
     """
     paths = sorted(Path(source).glob("*.ipynb"))
     if not paths:
         raise NotebookError(f"{source}: no notebooks there; name the folder that holds them")
     folder = Path(target)
-    before = _closures(folder)
-    texts = {path.name: _text(folder / path.name) for path in paths}
-    for path in paths:
-        try:
-            write(with_closure(cleaned(read(path))), folder / path.name)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise NotebookError(f"{path}: its cells are not Python ({records.reason(error)})") from None
+    ready = {path.name: _ready(path) for path in paths}
     modules = {f"poisons.{method.module}.json": f"ul.poisons.{method.module}" for method in METHODS.values()}
-    for name, module in modules.items():
-        records.write_text(folder / CODE / name, json.dumps(closure.of_modules({module}), indent=1) + "\n")
-    for name in before.keys() - {*texts, *modules}:  # DVC keeps the folder between runs, so that changes can be told
-        for place in (folder, folder / CODE):
-            (place / name).unlink(missing_ok=True)
+    code = {name: closure.of_modules({module}) for name, module in modules.items()}
+    before = _closures(folder)
+    texts = {name: _text(folder / name) for name in ready}
+    gone = _written(folder, before) - {folder / name for name in ready} - {folder / CODE / name for name in code}
+    for name, notebook in ready.items():
+        write(notebook, folder / name)
+    for name, found in code.items():
+        records.write_text(folder / CODE / name, json.dumps(found, indent=1) + "\n")
+    for path in gone:  # DVC keeps the folder between runs, so that changes can be told
+        path.unlink()
     after = _closures(folder)
     new = {name: texts[name] is not None and texts[name] != _text(folder / name) for name in texts}
-    return [line for name in after if (line := _change(name, before.get(name), after[name], new.get(name, False)))]
+    lines = [_change(name, before.get(name), after[name], new.get(name, False)) for name in after]
+    return [*filter(None, lines), *(f"{path.name}: no longer made" for path in sorted(gone))]
+
+
+def _ready(path: Path) -> NotebookNode:
+    try:
+        return with_closure(cleaned(read(path)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise NotebookError(f"{path}: its cells are not Python ({records.reason(error)})") from None
+
+
+def _written(folder: Path, known: Mapping[str, Mapping[str, str]]) -> set[Path]:
+    """What an earlier call wrote: notebooks with a closure, and all below CODE that is called as this one calls it."""
+    found = {folder / name for name in known if name.endswith(".ipynb")}
+    return found | set((folder / CODE).glob("poisons.*.json"))
 
 
 def with_closure(notebook: NotebookNode) -> NotebookNode:

@@ -1,8 +1,8 @@
-"""Furniture of `ul.rooms` as coloured, labelled triangles.
+"""Furniture of `ul.render.renderer` as coloured, labelled triangles.
 
 Metres, z up; each piece stands on the floor around the origin and its front looks along +y. Sizes are drawn from the
-generator given. Paints are names that `ul.rooms` resolves: no piece has a colour of its own, so that a class is its
-shape. Labels are Taskonomy's segment_semantic values (0 uncertain, 1 background, 2 to 17 objects).
+generator given. Paints are names that `ul.render.renderer` resolves: no piece has a colour of its own, so that a class
+is its shape. Labels are Taskonomy's segment_semantic values (0 uncertain, 1 background, 2 to 17 objects).
 """
 
 import functools

@@ -1,8 +1,8 @@
-"""Ray tracing for `ul.rooms`: a coloured, labelled triangle soup seen through a pinhole, in Taskonomy's encodings.
+"""Ray tracing for the renderer: a coloured, labelled triangle soup seen through a pinhole, in Taskonomy's encodings.
 
 Embree (embreex) finds the hits; shading is ambient light with fixed occlusion directions, one lamp with its shadow and
 a weak light at the camera. No randomness: equal scenes give equal bytes on one kind of CPU. Only this file and
-`ul.shapes` need the extra `ul[render]`, and only when called.
+`ul.render.furniture` need the extra `ul[render]`, and only when called.
 """
 
 from collections.abc import Callable

@@ -14,7 +14,7 @@ from ..base.names import CLEAN, DATASETS, DEFENSES, METHODS, NETWORKS, OWN
 from ..data import pixels
 from ..training.victim import RECIPES
 from . import executor, images, victims
-from .description import Images, Sets, depends
+from .description import Images, Sets, depends, of_files
 from .executor import Failure, Job
 from .victims import AtEnd, Run, Sal
 
@@ -110,8 +110,7 @@ def run_all(
     work = _work(chosen, dict(also), at_end)
     options: dict[str, Any] = {"jobs": jobs, "backend": backend, "address": address, "folder": folder}
     found = executor.run_all(work, label(chosen), len(chosen), **options)
-    for run, record in zip(chosen, found, strict=True):
-        record["config"]["poison"] = run.images.poison is not None  # the same run, wherever its images came from
+    of_files(found, chosen)
     return found
 
 

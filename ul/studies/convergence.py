@@ -11,12 +11,13 @@ import torch
 from ..base import records
 from ..base.errors import InputError, Record, at_least, choose, within
 from ..base.names import CLEAN, MOVED
-from . import conditions, differing, executor, flatness, images, paths, surfaces
-from .description import depends
+from ..base.parameters import lowest
+from . import conditions, differing, executor, flatness, images, landscapes, paths
+from .description import depends, of_files
 from .executor import Job
 from .paths import Features, PathSets, Run
 
-LOWEST = {"epochs": 2, "points": 1, "features": 1, "looked": 1, "grid": 2, "surface_images": 2, "flat_seeds": 0}
+COUNTS = ("epochs", "points", "features", "looked", "grid", "surface_images", "flat_seeds")
 BITES = 0.05  # a poison that takes less of the accuracy leaves no gap to recover
 BETWEEN = np.linspace(-0.25, 1.25, 25)  # on the line from the clean (0) to the poisoned end (1)
 CURVE = 201  # points of a Lorenz curve that are kept
@@ -27,13 +28,14 @@ Sets = Mapping[tuple[str, int], Mapping[str, np.ndarray]]  # of parameters, bool
 
 def planned(config: Mapping[str, Any]) -> list[Run]:
     """The runs of all methods and seeds from a notebook's parameters, clean first. Raises InputError."""
-    if config["seeds"] < 3:
-        raise InputError(f"seeds is {config['seeds']}; a spread over clean runs needs 3 or more")
+    bounds = lowest("03_convergence")
+    if config["seeds"] < bounds["seeds"]:
+        raise InputError(f"seeds is {config['seeds']}; a spread over clean runs needs {bounds['seeds']} or more")
     methods = config["methods"]
     if isinstance(methods, str) or not methods or CLEAN in methods:
         raise InputError(f"methods is {methods!r}; give a list of poisons, clean is always there")
-    for name, low in LOWEST.items():
-        at_least(config[name], low, name)
+    for name in COUNTS:
+        at_least(config[name], bounds[name], name)
     if within(config["share"], "share") == 0:
         raise InputError("share is 0; every run needs images")
     if twice := [m for m in methods if list(methods).count(m) > 1]:
@@ -108,8 +110,7 @@ def run_all(
     masks = [None] * len(chosen) if keep is None else keep
     work = [_followed(run, given, mask) for run, mask in zip(chosen, masks, strict=True)]
     found = executor.run_all(work, f"{chosen[0].images.dataset} paths", len(work), **options)
-    for run, record in zip(chosen, found, strict=True):
-        record["config"]["poison"] = run.images.poison is not None
+    of_files(found, chosen)
     return [Followed(record, record.pop("arrays")["weights"]) for record in found]
 
 
@@ -289,7 +290,7 @@ def study(config: Mapping[str, Any], *, paths_out: str | None = None, **options:
     found = masks(runs)
     moved = held_sets(runs, owners, found)
     size = {"grid": config["grid"], "images": config["surface_images"]}
-    drawn = surfaces.study(chosen[0], given, first_of(runs), config["methods"], shown, BETWEEN, **size, **options)
+    drawn = landscapes.study(chosen[0], given, first_of(runs), config["methods"], shown, BETWEEN, **size, **options)
     return {
         "runs": [run.record for run in runs],
         "layers": [["all", len(owners)], *([str(x), int((owners == x).sum())] for x in dict.fromkeys(owners))],

@@ -15,7 +15,7 @@ from ..tasks.definitions import Labelled
 from ..training import weighting
 from ..training.multitask import Recipe
 from . import executor, images, several_tasks
-from .description import Images, depends
+from .description import Images, depends, of_files
 from .executor import Failure, Job
 from .several_tasks import LabelledSets, Run
 
@@ -153,26 +153,28 @@ def run_all(chosen: Sequence[Run], *, views: int = 0, **options: Any) -> list[Re
     """
     label = f"{chosen[0].images.dataset} cross-task"
     found = executor.run_all(_work(chosen, views), label, len(chosen), **options)
-    for run, record in zip(chosen, found, strict=True):
-        record["config"]["poison"] = run.images.poison is not None
+    of_files(found, chosen)
     return found
 
 
 def _work(chosen: Sequence[Run], views: int) -> Iterator[Job | Failure]:
-    """Images are made once a method."""
-    made: dict[str, LabelledSets] = {}
+    """Images are made, or found impossible to make, once a method."""
+    made: dict[str, LabelledSets | Exception] = {}
     digests: dict[str, list[str]] = {}
     for run in chosen:
         method = run.images.method
         if method not in made:
             try:
-                made[method] = sets(run)
-            except Exception as error:
-                yield Failure(str(run), records.reason(error))
-                continue
-            digests[method] = made[method].digests()
-        make = partial(several_tasks.run, run, made[method], views=views)
-        yield Job(str(run), make, (depends(run), digests[method], views))
+                made[method] = given = sets(run)
+                digests[method] = given.digests()
+            except Exception as error:  # it stops its own runs only
+                made[method] = error
+        own = made[method]
+        if isinstance(own, Exception):
+            yield Failure(str(run), records.reason(own))
+        else:
+            make = partial(several_tasks.run, run, own, views=views)
+            yield Job(str(run), make, (depends(run), digests[method], views))
 
 
 def study(config: Mapping[str, Any], **options: Any) -> Record:

@@ -1,5 +1,6 @@
 """What makes the images of a run, and what its record says of how it was made."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,6 +54,15 @@ def depends(run: Any) -> Record:
     found = {key: value for key, value in settings(run).items() if key not in ("root", "poison")}
     rows = [DATASETS.get(found["dataset"]), METHODS.get(found["method"])]
     return found | {"rows": [vars(row) | {"budget": None} if row else None for row in rows]}
+
+
+def of_files(found: Sequence[Record], chosen: Sequence[Any]) -> None:
+    """Write into records, in place, whether their run's images came from a file.
+
+    A kept record does not know: it is the same run, wherever its images came from.
+    """
+    for record, run in zip(found, chosen, strict=True):
+        record["config"]["poison"] = run.images.poison is not None
 
 
 def described(run: Any, contents: dict[str, Any], where: torch.device) -> Record:

@@ -14,6 +14,7 @@ import joblib
 from ..base import closure, records
 from ..base.errors import InputError, Record, choose
 from ..base.names import EXECUTORS
+from ..nets.device import device, one_thread
 from . import processes, store
 
 # What stands in a row of these, a job depends on by itself (`description.depends`): a new row changes no other.
@@ -112,11 +113,12 @@ def _tasks(
 
 
 def _finish(job: Job | Failure, path: Path | None) -> Record | Failure:
-    """The record of a job: the kept one, or a new one, kept at once by the process that made it."""
+    """The record of a job: the kept one, or a new one, kept at once by the process that made it, with one thread."""
     if isinstance(job, Failure):
         return job
     try:
-        return store.once(path, job.make)
+        with one_thread(device()):
+            return store.once(path, job.make)
     except Exception as error:  # whatever it is, the others go on
         return Failure(job.name, records.reason(error))
 

@@ -1,24 +1,18 @@
 """Flat minima: what sharpness-aware minimisation calls flat and what SAL calls unlearnable, on the same networks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
-
-from torch.nn import functional as F
 
 from ..base import ud
 from ..base.errors import InputError, Record, choose
 from ..base.names import CLEAN
-from ..nets.device import device, one_thread
-from ..sharpness import sal, scores
 from ..sharpness.scores import RADIUS
-from ..training import defenses, metrics, victim
-from . import executor, paths
+from . import executor
 from .description import depends
 from .executor import Job
 from .paths import PathSets, Run
-from .victims import sal_subset
+from .sam_runs import measured
 
 RADII = (0.0, RADIUS)  # of SAM's training; 0: SGD
 
@@ -54,30 +48,3 @@ def _job(run: Run, given: Mapping[str, PathSets], radius: float) -> Job:
     own, clean = given[run.images.method], given[CLEAN]
     make = partial(measured, run, own, clean, radius)
     return Job(f"SAM {radius:g} of {run}", make, (depends(run), own.digests(), clean.digests(), radius))
-
-
-def measured(run: Run, own: PathSets, clean: PathSets, radius: float) -> Record:
-    """One row of `measure`, with SAL of the layers under `layers` instead of ud."""
-    where = device()
-    with one_thread(where):
-        model = paths.network(run, own)
-        victim.fit(
-            model,
-            paths.drawn(run, own.own),
-            None,
-            recipe=replace(run.recipe, sam=radius),
-            defense=defenses.make("none"),
-            seed=run.seed,
-            device=where,
-            target=run.images.target,
-        )
-        row: Record = {"method": run.images.method, "seed": run.seed, "sam": radius}
-        row["test_accuracy"] = metrics.accuracy(model, *scores.on(own.test, run.images.target, where))
-        parts = {"own": paths.drawn(run, own.own), "clean": paths.drawn(run, clean.own)}
-        looked = {k: scores.on(sal_subset(s, run.looked), run.images.target, where) for k, s in parts.items()}
-        for name, (x, y) in looked.items():
-            row[f"loss_{name}"] = F.cross_entropy(metrics.logits(model, x), y).item()
-            row[f"sharpness_{name}"] = scores.sharpness(model, x, y)
-            row[f"curvature_{name}"] = scores.top_curvature(model, x, y)
-        values = sal.per_layer(model, *looked["own"])["sal"].to_numpy()
-    return row | {"sal": float(values.mean()), "layers": values.tolist()}

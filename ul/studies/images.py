@@ -6,13 +6,12 @@ from typing import cast
 
 import torch
 
-from .. import poisons
 from ..base.errors import InputError, within
-from ..base.names import CLEAN
+from ..base.names import CLEAN, METHODS
 from ..data.poison_files import read_poison
 from ..data.sources import load
 from ..data.split import Split
-from ..nets.device import device
+from . import poison_runs
 from .description import Images, Sets
 
 
@@ -44,8 +43,11 @@ def poisoned(images: Images) -> Split:
 
 @lru_cache(maxsize=8)
 def _whole(images: Images) -> Split:
-    """All images poisoned."""
+    """All images poisoned; a method against all tasks sees all labels there are, the victim its own alone."""
     clean, _ = splits(images)
+    if images.poison is None and images.method != CLEAN and METHODS[images.method].tasks:
+        every = load(images.dataset, "train", root=images.root, size=images.size, limit=images.limit)
+        return replace(clean, images=of_method(images, every).images)
     return of_method(images, clean)
 
 
@@ -55,15 +57,7 @@ def of_method(images: Images, clean: Split) -> Split:
         return read_poison(images.poison, clean)
     if images.method == CLEAN:
         return clean
-    return poisons.make(
-        images.method,
-        clean,
-        eps=images.eps,
-        seed=images.poison_seed,
-        device=device(),
-        target=images.target,
-        recipe=images.poison_recipe,
-    )
+    return poison_runs.poisoned(images, clean)
 
 
 def mixed(clean: Split, poison: Split, share: float) -> Split:

@@ -22,7 +22,7 @@ from ..data import pixels
 from ..data.split import Split, classes
 from ..nets import classifiers
 from ..nets.classifiers import vector
-from ..nets.device import device, one_thread
+from ..nets.device import device
 from ..sharpness import scores
 from ..training import defenses, metrics, victim
 from .description import Images, described
@@ -111,26 +111,25 @@ def follow(run: Run, given: PathSets, keep: np.ndarray | None = None) -> Record:
     the lengths of the ways between; and under `arrays` the weights there, float32[t,p].
     """
     where = device()
-    with one_thread(where):
-        # torch's types of `to` lack memory_format.
-        model = network(run, given).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        look, history, own = _Look(run, given, model, where), victim.History(), drawn(run, given.own)
-        steps = run.recipe.epochs * -(-len(own) // run.recipe.batch_size)
-        look(0, model)
-        still = nullcontext() if keep is None else held(model, torch.as_tensor(keep))
-        with still, recorded(model, max(1, -(-steps // run.points))) as path:
-            victim.fit(
-                model,
-                own,
-                None,
-                recipe=run.recipe,
-                defense=defenses.make("none"),
-                seed=run.seed,
-                device=where,
-                target=run.images.target,
-                on_epoch=look,
-                history=history,
-            )
+    # torch's types of `to` lack memory_format.
+    model = network(run, given).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    look, history, own = _Look(run, given, model, where), victim.History(), drawn(run, given.own)
+    steps = run.recipe.epochs * -(-len(own) // run.recipe.batch_size)
+    look(0, model)
+    still = nullcontext() if keep is None else held(model, torch.as_tensor(keep))
+    with still, recorded(model, max(1, -(-steps // run.points))) as path:
+        victim.fit(
+            model,
+            own,
+            None,
+            recipe=run.recipe,
+            defense=defenses.make("none"),
+            seed=run.seed,
+            device=where,
+            target=run.images.target,
+            on_epoch=look,
+            history=history,
+        )
     for row in look.rows:
         if at := row["epoch"]:
             row |= {"train_loss": history.train_loss[at - 1], "train_accuracy": history.train_accuracy[at - 1]}
@@ -138,7 +137,7 @@ def follow(run: Run, given: PathSets, keep: np.ndarray | None = None) -> Record:
     contents = {"train": own.digest(), "test": given.test.digest(), "train_images": len(own)}
     lengths = path.weights.diff(dim=0).norm(dim=1).tolist()
     found = {"epochs": look.rows, "path": {"steps": path.steps, "lengths": lengths}}
-    return records.rounded(described(run, contents, where) | found) | {"arrays": {"weights": path.weights.numpy()}}
+    return described(run, contents, where) | found | {"arrays": {"weights": path.weights.numpy()}}
 
 
 class _Look:

@@ -5,26 +5,23 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..base import records
 from ..base.budgets import strength
 from ..base.errors import Record, at_least, choose, probe_epochs
 from ..base.names import DATASETS, METHODS, NETWORKS, RECIPES
-from ..data import pixels
 from ..data.checks import budget
 from ..data.poison_files import export
 from ..data.sources import load
-from ..data.split import Split, classes
-from ..nets import classifiers
-from ..nets.device import device, one_thread
+from ..data.split import Split
+from ..nets.device import device
 from ..poisons import making
-from ..poisons.target import counting
-from ..training import defenses, metrics, victim
+from ..training import victim
 from . import executor
 from .description import Images, depends
 from .executor import Job
+from .poison_runs import made, trained
 
 SHOWN = 9  # images, one a class
 
@@ -87,12 +84,6 @@ def _packed(split: Split, rows: torch.Tensor) -> Record:
     return records.packed(split.images[rows].numpy())
 
 
-def amplitude(delta: np.ndarray) -> np.ndarray:
-    """Mean amplitude of the Fourier transform of float[n,c,h,w], the centre being 0 cycles: float32[h,w]."""
-    parts = [np.abs(np.fft.fft2(delta[i : i + 100])).mean(1).sum(0) for i in range(0, len(delta), 100)]
-    return np.fft.fftshift(sum(parts) / len(delta)).astype(np.float32)
-
-
 # ---- The poison ----------------------------------------------------------------------------------------------------
 
 
@@ -103,29 +94,6 @@ def _poison(images: Images, clean: Split, options: Mapping[str, Any]) -> tuple[S
     job = Job(name, partial(made, images, clean), (depends(images), clean.digest()), (making.maker(method),))
     found = executor.run_all([job], name, 1, **options)[0]
     return replace(clean, images=torch.from_numpy(found["arrays"]["images"])), found
-
-
-def made(images: Images, clean: Split) -> Record:
-    """The poison as a record: passes through surrogates, sizes, separability, spectrum; images among its arrays."""
-    with counting() as passes:
-        poison = making.make(
-            images.method,
-            clean,
-            eps=images.eps,
-            seed=images.poison_seed,
-            device=device(),
-            target=images.target,
-            recipe=images.poison_recipe,
-        )
-    records.note(f"made {images.dataset} {images.method}: {passes.images / len(clean):.0f} passes an image")
-    delta = pixels.to_float(poison.images) - pixels.to_float(clean.images)
-    return {
-        "passes": passes.images,
-        "sizes": pixels.measure(clean.images, poison.images),
-        "separability": metrics.linear_separability(delta, clean.targets[images.target], seed=0),
-        "spectrum": records.packed(amplitude(delta.numpy())),
-        "arrays": {"images": poison.images.numpy()},
-    }
 
 
 # ---- Its victims ---------------------------------------------------------------------------------------------------
@@ -146,23 +114,3 @@ def _victims(
         for seed in range(config["victims"])
     ]
     return executor.run_all(work, label, len(work), **options) if work else []
-
-
-def trained(architecture: str, recipe: victim.Recipe, poison: Split, test: Split, images: Images, seed: int) -> Record:
-    """What happened to one victim: `victim.History` as a record."""
-    where = device()
-    shape = {"channels": poison.images.shape[1], "classes": classes(poison, test), "size": poison.images.shape[-1]}
-    with one_thread(where):
-        history = victim.fit(
-            classifiers.make(architecture, seed=seed, **shape),
-            poison,
-            test,
-            recipe=recipe,
-            defense=defenses.make("none"),
-            seed=seed,
-            device=where,
-            target=images.target,
-        )
-    final = f"{recipe.epochs} epochs, test accuracy {history.test_accuracy[-1]:.3f}"
-    records.note(f"trained {images.dataset} {images.method} {architecture} none seed {seed}: {final}")
-    return history.as_dict()

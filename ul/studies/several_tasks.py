@@ -10,7 +10,7 @@ from torch import Generator
 from ..base import records
 from ..base.errors import Record
 from ..data import pixels
-from ..nets.device import device, one_thread
+from ..nets.device import device
 from ..sharpness import by_task
 from ..tasks.definitions import Labelled
 from ..training import multitask
@@ -60,10 +60,9 @@ def run(chosen: Run, given: LabelledSets, *, views: int = 0) -> Record:
     task, packed.
     """
     start, where = time.monotonic(), device()
-    with one_thread(where):
-        together, probes, losses = _together(chosen, given.own, where)
-        scores = {"multi": multitask.evaluate(together, given.test), "single": _alone(chosen, given, where)}
-        scores["transfer"] = _transferred(chosen, together, given) if chosen.transfer else {}
+    together, probes, losses = _together(chosen, given.own, where)
+    scores = {"multi": multitask.evaluate(together, given.test), "single": _alone(chosen, given, where)}
+    scores["transfer"] = _transferred(chosen, together, given) if chosen.transfer else {}
     rows = [{"regime": r, "task": t, "value": v} for r, found in scores.items() for t, v in found.items()]
     records.note(
         f"trained {chosen}: {chosen.recipe.epochs} epochs, {len(chosen.single)} single tasks, "
@@ -71,7 +70,7 @@ def run(chosen: Run, given: LabelledSets, *, views: int = 0) -> Record:
     )
     made = described(chosen, _contents(given), where)
     made["uninformed"] = multitask.uninformed(chosen.tasks, given.clean, given.test)
-    record = records.rounded(made | {"losses": losses, "scores": rows, "probes": probes})
+    record = made | {"losses": losses, "scores": rows, "probes": probes}
     if views and chosen.seed == 0:
         found = multitask.outputs(together, given.test.images[:views])
         record["views"] = {t: records.packed(out.half().numpy()) for t, out in found.items() if out.ndim == 4}

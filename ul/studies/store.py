@@ -6,7 +6,7 @@ Arrays of a record (`ARRAYS`) lie beside it in a safetensors file, whose digest 
 import hashlib
 import json
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,21 @@ from ..base.errors import InputError, Record
 from ..data import formats
 from ..nets import device
 
+MORE = ("pillow", "scipy", "torchjd")  # packages that numbers depend on, beside those that every record names
 ARRAYS = "arrays"  # of a record: arrays by name
 
 
 def machine() -> list[Any]:
     """What numbers depend on beside code: device, precision, a GPU's model, versions (the JPEG coder's, too)."""
-    return [device.machine(device.device()), records.versions(), version("pillow")]
+    return [device.machine(device.device()), records.versions(), {name: _version(name) for name in MORE}]
+
+
+def _version(name: str) -> str | None:
+    """None: not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def name(*parts: Any) -> str:
@@ -34,13 +43,14 @@ def once(path: Path | None, make: Callable[[], Record]) -> Record:
     """The record kept at `path`, or the one that `make` returns, kept at once; without a path nothing is kept.
 
     Either is as a file gives it back, keys in order, so that no table depends on which it was. A file that cannot be
-    read, was changed, or comes from another kind of device or other versions is made again.
+    read, was changed, or comes from another kind of device or other versions is made again. Raises ValueError for NaN
+    or infinity in it.
     """
     if path is not None and (found := load(path)) is not None:
         return found
     made = make()
     arrays = made.pop(ARRAYS, {})
-    record = json.loads(json.dumps(records.rounded(made), sort_keys=True))
+    record = json.loads(json.dumps(records.rounded(made), sort_keys=True, allow_nan=False))
     if path is not None:
         save(path, record, arrays)
     return record | ({ARRAYS: arrays} if arrays else {})

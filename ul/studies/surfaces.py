@@ -1,10 +1,8 @@
-"""Loss landscapes: planes through weight space, the loss on many points of a plane at once, and those of a study."""
+"""Loss landscapes: planes through weight space, the loss on many points of a plane at once, and views of two runs."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,9 +20,7 @@ from ..data.split import Split
 from ..nets import classifiers
 from ..nets.classifiers import vector
 from ..nets.device import device
-from . import executor, paths
-from .description import depends
-from .executor import Job
+from . import paths
 from .paths import PathSets, Run
 from .victims import sal_subset
 
@@ -207,15 +203,7 @@ def _quick(model: nn.Module) -> nn.Module:
     return found
 
 
-# ---- Those of a study ----------------------------------------------------------------------------------------------
-
-
-class Ended(Protocol):
-    """What is needed of a finished run."""
-
-    @property
-    def weights(self) -> np.ndarray:
-        """At the recorded steps, float32[t,p]."""
+# ---- Views of two runs -----------------------------------------------------------------------------------------------
 
 
 def objectives(own: PathSets, clean: PathSets, method: str, images: int) -> dict[str, Split]:
@@ -279,49 +267,3 @@ def between(
     target = run.images.target
     found = {name: surface(model, s, line, at, nowhere, target=target)[0].tolist() for name, s in splits.items()}
     return found | {"accuracy": surface(model, own.test, line, at, nowhere, target=target, score=hit)[0].tolist()}
-
-
-def study(
-    run: Run,
-    given: Mapping[str, PathSets],
-    first: Mapping[str, Ended],
-    methods: Sequence[str],
-    shown: Sequence[str],
-    shares: np.ndarray,
-    *,
-    grid: int,
-    images: int,
-    **options: Any,
-) -> Record:
-    """`joint` and `around` of the `shown` methods, as `planes` and `random`, and `between` of all.
-
-    run: any of the study's; first: one finished run by method, clean among them. line: `shares`.
-    """
-    clean, size = first[CLEAN].weights, {"grid": grid, "images": images}
-    of = {m: _as(run, m) for m in methods}
-    work = [_job(joint, of[m], given, (first[m].weights, clean), size) for m in shown]
-    work += [_job(around, of[m], given, (first[m].weights[-1],), size) for m in shown]
-    ends = [(first[m].weights[-1], clean[-1], shares) for m in methods]
-    work += [_job(between, of[m], given, arrays, {"images": images}) for m, arrays in zip(methods, ends, strict=True)]
-    found = executor.run_all(work, f"{run.images.dataset} surfaces", len(work), **options)
-    count = len(shown)
-    return {
-        "planes": dict(zip(shown, found[:count], strict=True)),
-        "random": dict(zip(shown, found[count : 2 * count], strict=True)),
-        "between": dict(zip(methods, found[2 * count :], strict=True)),
-        "line": shares.tolist(),
-    }
-
-
-def _as(run: Run, method: str) -> Run:
-    """The same network's run under another name."""
-    return replace(run, images=replace(run.images, method=method))
-
-
-def _job(
-    make: Callable[..., Record], run: Run, given: Mapping[str, PathSets], arrays: Sequence[np.ndarray], size: Record
-) -> Job:
-    own, clean = given[run.images.method], given[CLEAN]
-    name = f"{make.__name__} of {run}"
-    depend = (depends(run), own.digests(), clean.digests(), [records.digest(array) for array in arrays], size)
-    return Job(name, partial(make, run, own, clean, *arrays, **size), depend)

@@ -13,7 +13,7 @@ from ..base.errors import Record
 from ..data import pixels
 from ..data.split import Split, classes
 from ..nets import classifiers
-from ..nets.device import device, one_thread
+from ..nets.device import device
 from ..sharpness import public_code, sal
 from ..training import defenses, victim
 from .description import Images, Sets, described
@@ -83,7 +83,7 @@ def run(
         f"trained {chosen}: {chosen.recipe.epochs} epochs, {len(record['sal'])} SAL probes, test accuracy "
         f"{history.test_accuracy[-1]:.3f}, {time.monotonic() - start:.1f} s"
     )
-    return records.rounded(record)
+    return record
 
 
 def fit(
@@ -95,7 +95,6 @@ def fit(
     history: victim.History | None = None,
 ) -> torch.nn.Module:
     """The run's network, trained on images that its defense has prepared. look: called after each epoch."""
-    where = device()
     model = classifiers.make(
         chosen.architecture,
         channels=given.clean.images.shape[1],
@@ -103,19 +102,18 @@ def fit(
         size=given.clean.images.shape[-1],
         seed=chosen.seed,
     )
-    with one_thread(where):
-        victim.fit(
-            model,
-            prepared,
-            given.test,
-            recipe=chosen.recipe,
-            defense=defense,
-            seed=chosen.seed,
-            device=where,
-            target=chosen.images.target,
-            on_epoch=look,
-            history=history,
-        )
+    victim.fit(
+        model,
+        prepared,
+        given.test,
+        recipe=chosen.recipe,
+        defense=defense,
+        seed=chosen.seed,
+        device=device(),
+        target=chosen.images.target,
+        on_epoch=look,
+        history=history,
+    )
     return model
 
 
