@@ -47,7 +47,7 @@ report: setup  ## results as one site, readable offline: make report [PROFILE=sm
 	python -m ul report --profile $(PROFILE) --out build/site
 
 test: setup data  ## all tests, a smoke pipeline in a temporary clone among them; two files at a time
-	python -m pytest -q -n 2 --dist loadfile
+	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: setup data  ## 10,000 damaged files a reader, the smoke pipeline twice and with two threads, the paper profile on a few real images; three files at a time, hours
 	python -m pytest -q -n 3 --dist loadfile -m long

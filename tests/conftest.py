@@ -18,6 +18,12 @@ SHARED = Path(os.environ.get("UL_SHARED") or Path(__file__).resolve().parents[2]
 SUFFIX = {"segment_semantic": "segmentsemantic", "class_scene": "class_places"}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, the pipeline's at the very beginning: the last file would keep one process alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.stem != "test_pipeline", item.path not in slow))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """As poisons and runs are made: a network that a test fits again must come out the same."""
