@@ -18,7 +18,17 @@ WEIGHTS = [2**i for i in range(LAYERS)]
 
 
 def record(
-    method, learnable, accuracy, seed, *, dataset="toy", architecture="net", defense="none", epochs=2, trained=2
+    method,
+    learnable,
+    accuracy,
+    seed,
+    *,
+    dataset="toy",
+    architecture="net",
+    defense="none",
+    epochs=2,
+    trained=2,
+    fitted=1.0,
 ):
     """A record as victims.run writes it: the last `learnable` layers are above the clean threshold."""
     config = {"dataset": dataset, "architecture": architecture, "defense": defense, "method": method, "seed": seed}
@@ -27,7 +37,8 @@ def record(
     sal = [LOW] * (LAYERS - learnable) + [HIGH] * learnable
     probe = {"layer": [f"l{i}" for i in range(LAYERS)], "sal": sal, "s_max": sal, "s_min": [0.0] * LAYERS}
     probes = [{"epoch": e + 1, **probe, "weights": WEIGHTS} for e in range(epochs)]
-    return {"config": config, "history": {"test_accuracy": [0.1, accuracy]}, "sal": probes}
+    history = {"test_accuracy": [0.1, accuracy], "train_accuracy": [0.1, fitted], "train_loss": [2.0, 0.5]}
+    return {"config": config, "history": history, "sal": probes}
 
 
 COUNTS = {"clean": [5, 5, 5], "noise": [5, 5, 5], "lsp": [1, 2, 1], "em": [0, 0, 0], "tap": [8, 9, 10]}
@@ -47,16 +58,21 @@ def runs_of(**place):
     return [record(m, COUNTS[m][s], ACCURACY[m][s], s, **place) for m in COUNTS for s in range(3)]
 
 
-def frame_of(ud, accuracy=None):
-    """A benchmark frame of one block from {method: [UD of each seed]}."""
-    accuracy = accuracy or {m: values for m, values in ud.items()}
-    rows = [
-        ["toy", "net", "none", 2, m, s, accuracy[m][s], v, v, v, 0.01, 0.01, 0.01, True]
-        for m, values in ud.items()
-        for s, v in enumerate(values)
-    ]
-    measured = ["test_accuracy", *benchmark.UNITS, *benchmark.FLOORS.values(), "comparable"]
-    return pd.DataFrame(rows, columns=[*benchmark.BLOCK, "method", "seed", *measured])
+def frame_of(ud, accuracy=None, late=None):
+    """A benchmark frame of one block from {method: [UD of each seed]}, late SAL as UD if not given.
+
+    Without accuracies clean images and noise come to .9, and poisons to about .1: they protect.
+    """
+    usual = {m: [0.9 if m.startswith(("clean", "noise")) else 0.1 + 0.01 * s for s in range(9)] for m in ud}
+    accuracy, late = accuracy or usual, late or ud
+    rows = []
+    for m, values in ud.items():
+        for s, v in enumerate(values):
+            row = {"dataset": "toy", "architecture": "net", "defense": "none", "epochs": 2, "method": m, "seed": s}
+            row |= {"test_accuracy": accuracy[m][s], "train_accuracy": 1.0, "train_loss": 0.1, "loss_area": 1.0}
+            row |= dict.fromkeys(benchmark.UNITS, v) | dict.fromkeys(benchmark.LATE, late[m][s])
+            rows.append(row | {"learnable": 5, "clean_learnable": 5, "possible": 20, "comparable": True})
+    return pd.DataFrame(rows)[[*benchmark.BLOCK, "method", "seed", *benchmark.MEASURED]]
 
 
 # ---- One row a run -------------------------------------------------------------------------------------------------
@@ -145,13 +161,13 @@ def test_by_method_gives_scipys_intervals():
         difference = scipy_stats.ttest_rel(ACCURACY[method], ACCURACY["noise"])
         if method != "noise":
             assert interval(row, "accuracy_minus_noise")[1:] == pytest.approx(tuple(difference.confidence_interval()))
-        logs = np.log(np.maximum(np.array(COUNTS[method]), 0.25) / 5)  # .5 of the two epochs' ten
-        low, high = (
-            scipy_stats.t.interval(0.95, 2, logs.mean(), scipy_stats.sem(logs)) if np.ptp(logs) else (logs[0],) * 2
-        )
-        assert interval(row, "ud_layers") == pytest.approx(tuple(np.exp([logs.mean(), low, high])))
+        if method != "em":
+            logs = np.log(np.array(COUNTS[method]) / 5)
+            low, high = (
+                scipy_stats.t.interval(0.95, 2, logs.mean(), scipy_stats.sem(logs)) if np.ptp(logs) else (logs[0],) * 2
+            )
+            assert interval(row, "ud_layers") == pytest.approx(tuple(np.exp([logs.mean(), low, high])))
     assert interval(summary.loc["noise"], "accuracy_minus_noise") == (0, 0, 0)
-    assert interval(summary.loc["em"], "ud_layers") == pytest.approx((0.05,) * 3)
 
 
 def test_p_values_are_t_tests_with_holm_over_methods():
@@ -171,19 +187,65 @@ def test_one_seed_has_estimates_without_intervals():
     assert row[["ud_layers_low", "ud_layers_high", "p_ud_layers", "p_holm"]].isna().all()
 
 
-def test_a_zero_counts_as_half_a_layer_at_one_epoch():
-    """Of a twin with five learnable layers at each of two epochs; in weights, half a layer of mean size."""
-    row = benchmark.by_method(benchmark.benchmark(runs_of())).set_index("method").loc["em"]
-    assert row["ud_layers"] == pytest.approx(0.5 / 10)
-    assert row["ud_weights"] == pytest.approx(0.5 * (sum(WEIGHTS) / LAYERS) / (2 * sum(WEIGHTS[5:])))
-
-
-def test_a_zero_is_measured_by_its_own_twin():
-    """Clean runs with 5 and with 1 learnable layers at two epochs: half a layer is 1/20 and 1/4 of them."""
-    runs = [record("clean", count, 0.9, seed) for seed, count in enumerate((5, 1))]
-    runs += [record("em", 0, 0.2, seed) for seed in range(2)]
+@pytest.mark.parametrize("clean", [[5, 5, 5], [5, 3, 4], [2, 9, 8]])
+def test_three_zeros_have_no_interval_whatever_the_clean_draws_are(clean):
+    """What a zero counts as would be read off the clean runs: two draws of them gave two intervals to the same data."""
+    runs = [record("clean", count, 0.9, seed) for seed, count in enumerate(clean)]
+    runs += [record("em", 0, 0.2, seed) for seed in range(3)]
     row = benchmark.by_method(benchmark.benchmark(runs)).set_index("method").loc["em"]
-    assert row["ud_layers"] == pytest.approx(math.sqrt(1 / 20 * 1 / 4))
+    assert (row["ud_layers"], row["zeros"], row["ud_n"]) == (0, 3, 3)
+    assert row["counts"] == f"0 over {2 * sum(clean)}, of 60"
+    assert row[["ud_layers_low", "ud_layers_high", "p_ud_layers", "p_holm"]].isna().all()
+
+
+def test_a_clean_twin_that_counts_too_few_carries_no_ud():
+    """Of twenty layers and epochs a fifth are four: a twin with two learnable layers carries a UD, one with one not."""
+    runs = [record("clean", count, 0.9, seed) for seed, count in enumerate((1, 2, 5))]
+    runs += [record("lsp", 1, 0.2, seed) for seed in range(3)]
+    frame = benchmark.benchmark(runs)
+    own = frame[frame["method"] == "lsp"]
+    assert own["ud_layers"].tolist() == pytest.approx([math.nan, 1 / 2, 1 / 5], nan_ok=True)
+    assert own["ud_weights"].isna().tolist() == own["ud_own"].isna().tolist() == [True, False, False]
+    row = benchmark.by_method(frame).set_index("method").loc["lsp"]
+    assert (row["n"], row["ud_n"], row["counts"]) == (3, 2, "6 over 16, of 60")
+    assert row["ud_layers"] == pytest.approx(math.sqrt(1 / 10))
+    none = benchmark.by_method(frame[frame["seed"] == 0]).set_index("method").loc["lsp"]
+    assert none["ud_n"] == 0 and math.isnan(none["ud_layers"])
+
+
+def test_pooled_clean_runs_give_one_base_to_all_seeds():
+    """Thresholds are alike, counts 2, 5 and 8 of ten: each run is divided by 5, whatever its own twin has."""
+    runs = [record("clean", count, 0.9, seed) for seed, count in enumerate((2, 5, 8))]
+    runs += [record("lsp", 4, 0.2, seed) for seed in range(3)]
+    frame = benchmark.benchmark(runs)
+    assert frame[frame["method"] == "lsp"]["ud_pooled"].tolist() == pytest.approx([4 / 5] * 3)
+    assert frame[frame["method"] == "clean"]["ud_pooled"].tolist() == pytest.approx([2 / 5, 1, 8 / 5])
+
+
+def test_late_sal_is_a_geometric_mean_over_noise():
+    """Ten layers, the last four at HIGH beside the last five of noise: one layer's log is log .1 in all of ten."""
+    runs = [record(m, count, 0.9, 0, epochs=4) for m, count in (("clean", 5), ("noise", 5), ("lsp", 4))]
+    for probe in runs[2]["sal"][:2]:
+        probe["sal"] = [50.0] * LAYERS  # early epochs do not count
+    row = benchmark.benchmark(runs).set_index("method").loc["lsp"]
+    assert row["late_sal"] == pytest.approx(0.1 ** (1 / 10), rel=1e-6)
+    assert row["late_sal_weights"] == pytest.approx(0.1 ** (WEIGHTS[5] / sum(WEIGHTS)), rel=1e-6)
+    assert benchmark.benchmark(runs[:1])[["late_sal", "late_sal_weights"]].isna().all(axis=None), "no noise"
+
+
+def test_what_protects_and_what_is_trained_to_fit():
+    accuracy = {"clean": [0.9, 0.91], "noise": [0.88, 0.9], "lsp": [0.3, 0.33], "ar": [0.75, 0.76], "em": [0.1, 0.9]}
+    runs = [record(m, 5, a, s, fitted=0.94) for m, values in accuracy.items() for s, a in enumerate(values)]
+    summary = benchmark.by_method(benchmark.benchmark(runs)).set_index("method")
+    assert summary["protects"].to_dict() == {m: m == "lsp" for m in accuracy}  # ar: too little; em: not in both seeds
+    assert summary["fits"].to_dict() == {m: m in ("clean", "noise") for m in accuracy}
+    assert not benchmark.fitted(summary) and benchmark.fitted(summary.loc[["clean", "noise"]])
+    assert benchmark.protecting(benchmark.benchmark(runs)) == ["lsp"]
+    assert summary.loc["lsp", ["train_accuracy", "train_loss", "loss_area"]].tolist() == [0.94, 0.5, 1.25]
+
+
+def test_seeds_in_short():
+    assert benchmark.span([0, 1, 2, 4]) == "0-2, 4" and benchmark.span([3]) == "3" and benchmark.span([]) == ""
 
 
 def test_blocks_have_their_own_holm():
@@ -201,25 +263,28 @@ def test_a_defended_condition_keeps_its_ud_against_the_undefended_clean_run():
 
 # ---- Ranks ---------------------------------------------------------------------------------------------------------
 
-SIX = ["noise", "lsp", "ops", "em", "ar", "tap"]
+SIX = ["rem", "lsp", "ops", "em", "ar", "tap"]
 
 
 def ranked(*orders):
-    """UD rises with the method's place in each seed's order; accuracy always rises along SIX; clean beside them."""
-    ud = {m: [1 + order.index(m) for order in orders] for m in SIX} | {"clean": [99] * len(orders)}
-    return frame_of(ud, {m: [i / 10] * len(orders) for i, m in enumerate([*SIX, "clean"])})
+    """UD rises with the method's place in each seed's order, accuracy along SIX; clean and noise beside them."""
+    ud = {m: [1 + order.index(m) for order in orders] for m in SIX} | {m: [1] * len(orders) for m in ("clean", "noise")}
+    return frame_of(
+        ud, {m: [i / 10] * len(orders) for i, m in enumerate(SIX)} | {"clean": [0.9] * 9, "noise": [0.9] * 9}
+    )
 
 
 def test_ranks_of_planted_orders():
-    swapped = ["lsp", "noise", *SIX[2:]]  # one swap of neighbours: rho = 1 - 6 * 2 / (6 * 35)
+    swapped = ["lsp", "rem", *SIX[2:]]  # one swap of neighbours: rho = 1 - 6 * 2 / (6 * 35)
     rows = benchmark.ranks(ranked(SIX, swapped))
     assert rows["unit"].tolist() == ["ud_layers", "ud_weights"]
     row = rows.iloc[0]
     assert (row["methods"], row["seeds"]) == (6, 2)
+    z = np.arctanh([1 - 6 / 210, 1 - 12 / 210])  # a perfect order counts as half a swap
     assert row["rho"] == pytest.approx((1 + (1 - 12 / 210)) / 2)
-    half = scipy_stats.t.ppf(0.975, 1) * (12 / 210) / 2
-    assert row["rho"] - row["rho_low"] == pytest.approx(half)
-    assert row["rho_high"] == 1 < row["rho"] + half  # no correlation lies beyond
+    half = scipy_stats.t.ppf(0.975, 1) * scipy_stats.sem(z)
+    low, high = np.tanh([z.mean() - half, z.mean() + half])
+    assert (row["rho_low"], row["rho_high"]) == pytest.approx((low, high))
 
 
 def test_ranks_of_one_order_have_the_exact_p():
@@ -233,7 +298,7 @@ def test_all_conditions_together_have_a_row_of_their_own():
     high = high.assign(ud_layers=high["ud_layers"] + 10, test_accuracy=high["test_accuracy"] - 5)
     rows = benchmark.ranks(pd.concat([low, high]))
     rows = rows[rows["unit"] == "ud_layers"].set_index("defense")
-    assert rows["rho"].round(6).to_dict() == {"none": 1, "jpeg": 1, "all": 1}
+    assert rows["rho_of_means"].round(6).to_dict() == {"none": 1, "jpeg": 1, "all": 1}
     assert rows["methods"].to_dict() == {"none": 6, "jpeg": 6, "all": 12}
 
 
@@ -246,7 +311,7 @@ def test_all_conditions_together_use_the_seeds_that_all_have():
 
 
 def test_two_methods_have_no_rank_correlation():
-    found = benchmark.rank_correlation(frame_of({"clean": [1, 1], "noise": [1, 0.9], "lsp": [0.2, 0.3]}))
+    found = benchmark.rank_correlation(frame_of({"clean": [1, 1], "noise": [1, 1], "em": [1, 0.9], "lsp": [0.2, 0.3]}))
     assert found["interval"] is None and found["methods"] == 2 and math.isnan(found["rho_of_means"])
 
 
@@ -279,16 +344,24 @@ def test_metrics_are_json_by_data_set_and_method(tmp_path):
     benchmark.write_metrics(summary, tmp_path / "metrics.json")
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert list(found) == ["toy"] and found["toy"].keys() == COUNTS.keys()
-    assert found["toy"]["clean"] == {"test_accuracy": pytest.approx(0.91), "ud_layers": 1, "ud_weights": 1}
+    ones = dict.fromkeys(("ud_layers", "ud_weights", "ud_pooled", "late_sal"), 1)
+    assert found["toy"]["clean"] == {"test_accuracy": pytest.approx(0.91)} | ones
+    assert "ud_layers" not in _metrics_of_too_few(tmp_path)["toy"]["clean"], "what is not known is left out"
+
+
+def _metrics_of_too_few(folder):
+    runs = [record("clean", 1, 0.9, seed) for seed in range(2)]
+    benchmark.write_metrics(benchmark.by_method(benchmark.benchmark(runs)), folder / "few.json")
+    return json.loads((folder / "few.json").read_text())
 
 
 def test_differences_name_the_condition(tmp_path):
-    for name, shift in (("a", 0), ("b", 0.5)):
+    for name, shift in (("a", 0), ("b", 0.08)):
         frame = benchmark.benchmark(runs_of()).assign(test_accuracy=lambda f, s=shift: f["test_accuracy"] + s)
         benchmark.write(benchmark.by_method(frame), tmp_path / name / "tables" / "benchmark" / "ud_by_data")
     assert benchmark.differences(tmp_path / "a", tmp_path / "a") == []
     found = benchmark.differences(tmp_path / "a", tmp_path / "b")
-    assert len(found) == 5 and found[0].startswith("toy net none 2 clean test_accuracy: 0.91 and 1.41")
+    assert len(found) == 5 and found[0].startswith("toy net none 2 clean test_accuracy: 0.91 and 0.99")
 
 
 def test_different_runs_of_one_key_are_refused(tmp_path):

@@ -7,9 +7,11 @@ from ul.base.errors import InputError
 from ul.tables import claims
 
 
-def row(method="em", architecture="lenet5", *, drawn=1.0, beyond=0.2, share=0.2, recovered=0.8, half=0.1) -> dict:
+def row(
+    method="em", architecture="lenet5", *, drawn=1.0, ends=2.0, beyond=0.2, share=0.2, gap=0.5, weights=44426, half=0.1
+) -> dict:
     """Evidence of one poison, every interval `half` wide to both sides."""
-    values = {"beyond": beyond, "share": share, "recovered": recovered}
+    values = {"ends": ends, "beyond": beyond, "share": share}
     out = {
         "study": f"{architecture}-{method}-{share}",
         "dataset": "mnist",
@@ -17,7 +19,9 @@ def row(method="em", architecture="lenet5", *, drawn=1.0, beyond=0.2, share=0.2,
         "drawn": drawn,
         "method": method,
         "n": 6,
-        "gap": 0.5,
+        "seeds": "0-5",
+        "weights": weights,
+        "gap": gap,
     }
     for name, value in values.items():
         out |= {name: value, f"{name}_low": value - half, f"{name}_high": value + half}
@@ -32,13 +36,13 @@ def verdict(*rows: dict) -> str:
     ("change", "wanted"),
     [
         ({}, claims.HOLDS),
+        ({"ends": 0.8}, claims.FAILS),
+        ({"ends": 1.05}, claims.UNDECIDED),
         ({"beyond": -0.2}, claims.FAILS),
         ({"beyond": 0.05}, claims.UNDECIDED),
-        ({"beyond": 0.0, "share": 0.0, "recovered": 0.0}, claims.UNDECIDED),
+        ({"beyond": 0.0, "share": 0.0}, claims.UNDECIDED),
         ({"share": 0.7}, claims.FAILS),
         ({"share": 0.45}, claims.UNDECIDED),
-        ({"recovered": 0.3}, claims.FAILS),
-        ({"recovered": 0.55}, claims.UNDECIDED),
     ],
 )
 def test_each_part_of_the_rule_decides(change, wanted):
@@ -48,8 +52,8 @@ def test_each_part_of_the_rule_decides(change, wanted):
 def test_one_failure_decides_and_others_do_not_count():
     fails = {"share": 0.9}
     assert verdict(row(), row("lsp", "linear", **fails)) == claims.FAILS
-    noise, toothless = row("noise", **fails), row("ops", **fails) | {"recovered": float("nan")}
-    assert verdict(row(), noise, toothless) == claims.HOLDS
+    noise, toothless, tiny = row("noise", **fails), row("ops", gap=0.1, **fails), row("ops", weights=120, **fails)
+    assert verdict(row(), noise, toothless, tiny) == claims.HOLDS
     assert verdict(row(), row(drawn=0.5, **fails), row(architecture="resnet8", **fails)) == claims.HOLDS
     assert verdict(noise) == claims.NOT_TESTED
 

@@ -51,12 +51,38 @@ def test_gains_use_the_poisons_that_all_defenses_have_and_runs_of_equal_length()
 
 def test_defenses_without_a_shared_poison_have_their_own_gains():
     other = pd.concat([block({"ops": 0.1}), block({"ops": 0.4}, defense="mixup")])
-    frame = pd.concat([grown(jpeg=4), other[other["method"] == "ops"]], ignore_index=True)
+    other = other[(other["method"] == "ops") | ((other["method"] == "clean") & (other["defense"] == "mixup"))]
+    frame = pd.concat([grown(jpeg=4), other], ignore_index=True)
     found = comparisons.defense_gains(frame).set_index("defense")
     assert found["gain"].to_dict() == pytest.approx({"jpeg": np.log(4), "mixup": np.log(4)})
     assert found["jpeg_more"].isna().all(), "nothing to compare"
     verdicts = claims.verdicts(grown(), defended=comparisons.defense_gains(frame)).set_index("claim")
     assert verdicts.loc["C6", "verdict"] == UNDECIDED
+
+
+def test_gains_are_net_of_what_a_defense_does_to_clean_images():
+    """Three times as many layers under JPEG on clean images too: of a poison's factor of 4 only 4/3 is the poison's."""
+    frame = grown(jpeg=4)
+    clean = (frame["method"] == "clean") & (frame["defense"] == "jpeg")
+    frame.loc[clean, "ud_layers"] = [3.0, 3.3, 2.7]
+    found = comparisons.defense_gains(frame).iloc[0]
+    assert found["gain"] == pytest.approx(np.log(4) - np.log([3.0, 3.3, 2.7]).mean())
+    assert found["on_clean"] == pytest.approx(np.log([3.0, 3.3, 2.7]).mean()) and found["seeds"] == "0-2"
+
+
+def test_a_poison_whose_ud_is_zero_has_no_gain():
+    frame = grown(jpeg=4, cutout=2)
+    frame.loc[(frame["method"] == "em") & (frame["defense"] == "none"), "ud_layers"] = 0.0
+    found = comparisons.defense_gains(frame).set_index("defense")
+    assert found["methods"].to_dict() == {"cutout": 1, "jpeg": 1} and found["gain"]["jpeg"] == pytest.approx(np.log(4))
+
+
+def test_where_noise_has_another_ud_than_clean_images_nothing_is_decided():
+    frame = grown(jpeg=4, cutout=2)
+    frame["ud_layers"] *= np.exp(np.random.default_rng(0).normal(0, 0.01, len(frame)))
+    frame.loc[frame["method"] == "noise", "ud_layers"] *= 0.7
+    row = claims.verdicts(grown(), defended=comparisons.defense_gains(frame)).set_index("claim").loc["C6"]
+    assert row["verdict"] == NOT_TESTED and row["measured"].startswith("noise has a UD of 0.70 here")
 
 
 def test_one_seed_has_a_gain_without_an_interval():
@@ -92,6 +118,7 @@ def test_without_a_defense_there_is_no_gain():
     "factors, verdict",
     [
         ({"jpeg": 4, "cutout": 2}, HOLDS), ({"jpeg": 2, "cutout": 4}, FAILS), ({"jpeg": 0.5, "cutout": 0.2}, FAILS),
+        ({"jpeg": 4, "cutout": 0.5}, FAILS), ({"jpeg": 4, "cutout": 1}, UNDECIDED),
         ({"jpeg": 4}, NOT_TESTED), ({"cutout": 4, "mixup": 2}, NOT_TESTED), ({"jpeg": 4, "a": 2, "b": 8}, FAILS),
     ],
 )  # fmt: skip
@@ -104,10 +131,12 @@ def test_planted_gains_decide_c6(factors, verdict):
     assert row["verdict"] == verdict and row["n"] == 3 and "over 2 poisons" in row["measured"]
 
 
-def networks(vit, lenet=0.3):
+def networks(vit, lenet=0.3, clean=0.95):
+    """clean: the transformer's accuracy on clean images; the CNNs have .9."""
     parts = [block({"lsp": 0.2, "em": 0.5}, architecture="resnet8")]
     parts += [block({"lsp": lenet, "em": lenet}, architecture="lenet5"), block(vit, architecture="vit_tiny")]
     frame = pd.concat(parts, ignore_index=True)
+    frame.loc[(frame["architecture"] == "vit_tiny") & (frame["method"] == "clean"), "test_accuracy"] = clean
     frame["ud_layers"] *= np.exp(np.random.default_rng(0).normal(0, 0.01, len(frame)))
     return frame
 
@@ -131,12 +160,18 @@ def test_planted_networks_decide_c7(vit, verdict):
     assert row["verdict"] == verdict and row["n"] == 3
 
 
-def test_zeros_of_both_networks_are_alike():
-    """Each network has a floor of its own; a difference of floors is no difference of data."""
-    networks = {"resnet8": 0.01, "vit_tiny": 0.005}
-    parts = [block({"lsp": 0.0}, architecture=name, ud_layers_floor=low) for name, low in networks.items()]
+def test_a_weaker_transformer_tests_nothing():
+    """What the claim is about is the stronger network."""
+    compared = comparisons.stronger(networks({"lsp": 0.9, "em": 0.9}, clean=0.85))
+    row = claims.verdicts(grown(), compared=compared).set_index("claim").loc["C7"]
+    assert row["verdict"] == NOT_TESTED
+    assert row["measured"].startswith("vit_tiny is the weaker network (0.85 and 0.90 on clean images)")
+
+
+def test_zeros_are_left_out():
+    parts = [block({"lsp": 0.0, "em": 0.5}, architecture=name) for name in ("resnet8", "vit_tiny")]
     found = comparisons.stronger(pd.concat(parts, ignore_index=True))
-    assert found["more"].tolist() == pytest.approx([0, 0])
+    assert found["method"].tolist() == ["em", comparisons.POOLED] and found["more"].tolist() == pytest.approx([0, 0])
 
 
 def test_a_verdict_is_about_one_place():
@@ -151,6 +186,7 @@ def test_c7_needs_half_of_the_methods():
     """One method far above, two a little below: the mean is above 0, most methods are not."""
     parts = [block({"lsp": 0.2, "em": 0.5, "ar": 0.5}, architecture="resnet8")]
     parts.append(block({"lsp": 2.0, "em": 0.45, "ar": 0.45}, architecture="vit_tiny"))
+    parts[1].loc[parts[1]["method"] == "clean", "test_accuracy"] = 0.95
     compared = comparisons.stronger(pd.concat(parts, ignore_index=True))
     assert compared.set_index("method").loc[comparisons.POOLED, "more_low"] > 0
     assert claims.verdicts(grown(), compared=compared).set_index("claim").loc["C7", "verdict"] == UNDECIDED

@@ -349,9 +349,20 @@ def test_no_seeds_of_sam_are_no_such_section():
     assert flatness.chosen(convergence.planned(CONFIG | {"flat_seeds": least}), ["lsp"], least) == []
 
 
+def test_ends_are_how_far_the_last_weights_lie_apart(study):
+    """A poisoned run from the clean run of its seed, a clean run from that of the next seed."""
+    found = convergence.masks(study.runs)
+    rows = convergence.differences(study.runs, found, np.array(["all"] * study.runs[0].weights.shape[1]))
+    last = {(run.method, run.seed): run.weights[-1] for run in study.runs}
+    for row in rows:
+        other = last["clean", (row["seed"] + 1) % 3 if row["method"] == "clean" else row["seed"]]
+        assert row["end"] == pytest.approx(np.sqrt(np.sum((last[row["method"], row["seed"]] - other) ** 2)), rel=1e-5)
+
+
 def test_evidence_is_one_row_a_poison(study):
     mask = {"all": 0.25, "a": 0.25}
-    differences = [{"method": m, "seed": s, "share": mask} for m in ("clean", "lsp") for s in range(2)]
+    ends = {"clean": (2.0, 4.0), "lsp": (4.0, 2.0)}  # twice and half as far apart as two clean runs
+    differences = [{"method": m, "seed": s, "share": mask, "end": ends[m][s]} for m in ends for s in range(2)]
     share = tables.shares({"differences": differences, "layers": [["all", 4], ["a", 4]]})
     rows = [
         {"method": "lsp", "seed": s, "do": "transplant", "moved": m, "weights": 1, "accuracy": a, "recovered": r}
@@ -360,8 +371,10 @@ def test_evidence_is_one_row_a_poison(study):
     ]
     maybe = pd.DataFrame([{"method": "lsp", "n": 2, "possible": 0.4, "possible_low": 0.3, "possible_high": 0.5}])
     effect = tables.effects(pd.DataFrame(rows))
-    found = tables.evidence("mine", {"runs": [run.record for run in study.runs]}, share, maybe, effect)
+    record = {"runs": [run.record for run in study.runs], "differences": differences}
+    found = tables.evidence("mine", record, share, maybe, effect)
     row = found.iloc[0]
     assert (row["study"], row["method"], row["architecture"], row["drawn"]) == ("mine", "lsp", "lenet5", 1.0)
     assert (row["share"], row["beyond"], row["possible"]) == (0.25, 0, 0.4)
     assert row["gap"] == pytest.approx(0.6) and row["recovered"] == 0.5
+    assert row["ends"] == pytest.approx(1) and row["seeds"] == "0-1" and row["ends_low"] < 0.01 < 100 < row["ends_high"]

@@ -77,15 +77,27 @@ def test_tasks_are_those_trained_together_but_for_the_attacked_one():
 
 @pytest.mark.parametrize(("low", "high", "side"), [(0.1, 0.9, "below"), (1.1, 3, "above"), (0.5, 2, "not told from")])
 def test_ud_is_told_from_one_by_its_interval(low, high, side):
-    row = pd.Series({"ud_layers": 0.7, "ud_layers_low": low, "ud_layers_high": high, "n": 3})
+    row = pd.Series({"ud_layers": 0.7, "ud_layers_low": low, "ud_layers_high": high, "ud_n": 3, "zeros": 0})
     assert in_words.distance(row).startswith("UD 0.70 [") and in_words.distance(row).endswith(
         f"n=3: {side} the 1 of clean images"
     )
 
 
 def test_ud_of_one_run_is_not_judged():
-    row = pd.Series({"ud_layers": 0.7, "ud_layers_low": NAN, "ud_layers_high": NAN, "n": 1})
+    row = pd.Series({"ud_layers": 0.7, "ud_layers_low": NAN, "ud_layers_high": NAN, "ud_n": 1, "zeros": 0})
     assert in_words.distance(row) == "UD 0.70, n=1: cannot be told from one run"
+
+
+@pytest.mark.parametrize(
+    ("n", "zeros", "told"),
+    [
+        (3, 2, "UD is 0 in 2 of 3 runs: no layer counts as learnable there"),
+        (0, 0, "no UD: the clean runs have too few learnable layers to count by (learnable layers 1 over 2, of 60)"),
+    ],
+)
+def test_why_there_is_no_ud(n, zeros, told):
+    row = {"ud_layers": 0.1, "ud_layers_low": NAN, "ud_layers_high": NAN, "counts": "1 over 2, of 60"}
+    assert in_words.distance(pd.Series(row | {"ud_n": n, "zeros": zeros})) == told
 
 
 def test_own_images_stand_among_those_of_the_same_block(tmp_path):

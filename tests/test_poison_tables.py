@@ -34,7 +34,7 @@ def poison(method, recipe="as published", **changes):
 
 def rows(methods=("noise", "lsp", "ar", "tap"), **recipes):
     made = [poison(m, recipes.get(m, "as published")) for m in methods]
-    return poison_tables.table(made, frame_of(ACCURACY)).set_index("method")
+    return poison_tables.table(made, frame_of(ACCURACY, ACCURACY)).set_index("method")
 
 
 def test_differences_are_paired_by_seed():
@@ -71,7 +71,7 @@ def test_order_is_compared_pair_by_pair():
 
 
 def test_two_data_sets_are_two_families():
-    both = frame_of(ACCURACY)
+    both = frame_of(ACCURACY, ACCURACY)
     other = both.assign(dataset="other", test_accuracy=both["test_accuracy"] / 2)
     made = [poison(m) for m in ("noise", "lsp")] + [poison(m, dataset="other") for m in ("noise", "tap")]
     found = poison_tables.table(made, pd.concat([both, other]))

@@ -121,9 +121,26 @@ def test_the_headline_is_the_table():
     lines = readme.headline(summary).splitlines()
     assert len(lines) == 2 + 4
     clean, noise, lsp = lines[2:5]
-    assert clean.endswith("| 1 |") and noise.split("|")[4].strip() == ""
+    assert clean.endswith("| 1 | 15 over 15, of 60 |") and noise.split("|")[4].strip() == ""
     row = summary.set_index("method").loc["lsp"]
     assert f"{row.ud_layers:.2f} [{row.ud_layers_low:.2f}, {row.ud_layers_high:.2f}]" in lsp
+
+
+@pytest.mark.parametrize(
+    ("changes", "cell"),
+    [
+        ({"ud_n": 0}, "too few to count by"),
+        ({"zeros": 2}, "0 in 2 of 3"),
+        ({"ud_n": 2}, "0.20 [0.16, 0.25], n = 2"),
+        ({"ud_layers_high": 4000.0, "ud_n": 2}, "0.20 [0.16, >100], n = 2"),
+    ],
+)
+def test_the_headline_says_where_there_is_no_ud(changes, cell):
+    summary = benchmark.by_method(grown())
+    lsp = summary[summary["method"] == "lsp"].assign(
+        ud_layers=0.2, ud_layers_low=0.16, **{"ud_layers_high": 0.25} | changes
+    )
+    assert readme.headline(lsp).splitlines()[2].split("|")[-3].strip() == cell
 
 
 def test_the_readme_has_the_committed_results():

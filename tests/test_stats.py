@@ -37,7 +37,7 @@ def test_ratio_by_hand():
 
 @pytest.mark.parametrize("a, b", [([0, 1], [1, 1]), ([1, 1], [1, 0]), ([1, -1], [1, 1])])
 def test_ratio_of_zero_is_refused(a, b):
-    with pytest.raises(ValueError, match="above 0; raise zeros"):
+    with pytest.raises(ValueError, match="above 0; a zero has none"):
         stats.paired(a, b, log=True)
 
 
@@ -67,6 +67,75 @@ def test_one_seed_has_no_interval():
 def test_values_without_an_interval_are_refused(a, b, message):
     with pytest.raises(ValueError, match=message):
         stats.paired(a, b)
+
+
+# ---- Scales --------------------------------------------------------------------------------------------------------
+
+
+def test_a_share_is_the_logit_interval_of_the_delta_method():
+    """Mean .8, standard error .05, t(2) = 4.30265: logit .8 +- 4.30265 * .05 / .16."""
+    values = [0.8 - 0.05 * math.sqrt(3), 0.8, 0.8 + 0.05 * math.sqrt(3)]
+    found, step = stats.share(values), 4.30265 * 0.05 / 0.16
+    ends = [1 / (1 + math.exp(-(math.log(4) + sign * step))) for sign in (-1, 1)]
+    assert (found.estimate, found.low, found.high, found.n) == pytest.approx((0.8, *ends, 3), abs=1e-5)
+
+
+@pytest.mark.parametrize("values", [[0.99, 1.0, 0.9], [0.0, 0.02, 0.3], [0.0, 1.0], [0.5, 0.5001]])
+def test_a_share_stays_within_its_bounds_and_around_its_mean(values):
+    found = stats.share(values)
+    assert 0 <= found.low <= found.estimate <= found.high <= 1
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_shares_at_a_bound_have_no_interval(value):
+    found = stats.share([value] * 3)
+    assert found.estimate == value and math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_a_share_outside_its_bounds_is_refused():
+    with pytest.raises(ValueError, match="shares lie from 0 to 1"):
+        stats.share([0.5, 1.01])
+
+
+def test_ratios_are_the_paired_ratio_to_one():
+    assert stats.ratios([0.5, 2.0, 3.0]) == stats.paired([0.5, 2.0, 3.0], [1, 1, 1], log=True)
+
+
+@pytest.mark.parametrize("values", [[0, 0, 0], [0.0, 0.4], [0, 0, 0.1]])
+def test_zeros_have_no_interval(values):
+    found = stats.ratios(values)
+    assert found.estimate == pytest.approx(np.mean(values)) and math.isnan(found.low) and math.isnan(found.high)
+
+
+def test_correlations_are_means_on_fishers_scale():
+    found = stats.correlations([0.2, 0.6, 0.9], 7)
+    z = np.arctanh([0.2, 0.6, 0.9])
+    low, high = scipy_stats.t.interval(0.95, 2, z.mean(), scipy_stats.sem(z))
+    assert (found.estimate, found.low, found.high) == pytest.approx((1.7 / 3, *np.tanh([low, high])))
+
+
+@pytest.mark.parametrize(("kind", "swapped"), [("spearman", 1 - 12 / 210), ("kendall", 1 - 4 / 30)])
+def test_a_perfect_order_is_half_a_swap_from_one(kind, swapped):
+    """Six methods: one swap of neighbours lowers rho by 12 / 210 and tau by 4 / 30."""
+    found = stats.correlations([1.0, 1.0], 6, kind=kind)
+    assert (found.estimate, found.low, found.high) == pytest.approx((1, (1 + swapped) / 2, 1))
+    orders = [1, 2, 3, 4, 5, 6], [2, 1, 3, 4, 5, 6]
+    scipys = {"spearman": scipy_stats.spearmanr, "kendall": scipy_stats.kendalltau}[kind]
+    assert scipys(*orders).statistic == pytest.approx(swapped)
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.5, 2.0])
+def test_p_against_a_bound_is_scipys(bound):
+    values = [0.3, 0.9, 0.7, 1.1]
+    assert stats.p_against(stats.student(values), bound) == pytest.approx(scipy_stats.ttest_1samp(values, bound).pvalue)
+    if bound:
+        expected = scipy_stats.ttest_1samp(np.log(values), math.log(bound)).pvalue
+        assert stats.p_against(stats.ratios(values), bound, log=True) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.5, 0.5, 0.5], [0.0, 0.5]])
+def test_without_an_interval_there_is_no_p(values):
+    assert math.isnan(stats.p_against(stats.ratios(values), 1, log=True))
 
 
 # ---- Ranks ---------------------------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """Intervals and rank correlation for few seeds."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import permutations
 from math import factorial
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
+from scipy.special import expit, logit
 
 FDR = 0.05  # false-discovery rate at which weights count as differing (ul.studies.differing)
 
@@ -24,10 +26,6 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}], n = {self.n}"
 
-    def within(self, low: float, high: float) -> "Interval":
-        """The same, its ends cut to what the quantity can be: a t-interval of few seeds may reach beyond."""
-        return replace(self, low=max(self.low, low), high=min(self.high, high)) if self.n > 1 else self
-
     def columns(self, name: str) -> dict[str, float]:
         """`name`, `name_low` and `name_high`: the interval as columns of a table."""
         return {name: self.estimate, f"{name}_low": self.low, f"{name}_high": self.high}
@@ -44,11 +42,85 @@ def student(values: ArrayLike, *, level: float = 0.95) -> Interval:
     return Interval(float(v.mean()), float(v.mean() - half), float(v.mean() + half), len(v), level)
 
 
-def student_or_nan(values: ArrayLike) -> Interval:
-    """`student`, or nan throughout where a value is not finite."""
+def known(values: ArrayLike, kind: Callable[[ArrayLike], Interval] = student) -> Interval:
+    """The interval of one `kind`, or nan throughout where a value is not finite."""
     v = np.asarray(values, dtype=float)
-    # They are three, which a list cannot tell mypy.
-    return student(v) if np.isfinite(v).all() else Interval(*[float("nan")] * 3, n=len(v))  # type: ignore[misc, arg-type]
+    nan = float("nan")
+    return kind(v) if np.isfinite(v).all() else Interval(nan, nan, nan, len(v))
+
+
+def turned(interval: Interval, back: Callable[[float], float]) -> Interval:
+    """An interval of another scale, each number taken `back` from it by a rising function."""
+    estimate, low, high = (float(back(v)) for v in (interval.estimate, interval.low, interval.high))
+    return Interval(estimate, low, high, interval.n, interval.level)
+
+
+def share(values: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Mean of float[n] shares (0..1) with a t-interval on the logit scale, so that it never leaves 0..1.
+
+    The standard error of the mean p is carried over by the slope 1 / (p (1 - p)) (the delta method), so that single
+    shares may be 0 or 1; where all of them are, the ends are nan. Raises ValueError as `student`, and outside 0..1.
+    """
+    plain = student(values, level=level)
+    v = np.asarray(values, dtype=float)
+    if (v < 0).any() or (v > 1).any():
+        raise ValueError(f"shares lie from 0 to 1; got {v}")
+    mean = plain.estimate
+    if not 0 < mean < 1:
+        return Interval(mean, float("nan"), float("nan"), plain.n, level)
+    half = (plain.high - mean) / (mean * (1 - mean))
+    low, high = (float(expit(logit(mean) + step)) for step in (-half, half))
+    return Interval(mean, low, high, plain.n, level)
+
+
+def ratios(values: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Geometric mean of float[n] ratios with a t-interval on the log scale.
+
+    With a zero among them there is none: the mean itself, its ends nan, since what a zero counts as would decide it.
+    Raises ValueError as `student`, and for a negative ratio.
+    """
+    v = np.asarray(values, dtype=float)
+    if (v < 0).any():
+        raise ValueError(f"ratios are 0 or above; got {v}")
+    if v.size and (v == 0).any():
+        return Interval(float(v.mean()), float("nan"), float("nan"), len(v), level)
+    with np.errstate(invalid="ignore"):
+        logs = np.log(v)
+    return turned(student(logs, level=level), np.exp)
+
+
+# What a perfect order of m counts as on Fisher's scale, where it is infinite: half a swap of neighbours away from one.
+MOST: dict[str, Callable[[int], float]] = {
+    "spearman": lambda m: 1 - 6 / (m * (m**2 - 1)),
+    "kendall": lambda m: 1 - 2 / (m * (m - 1)),
+}
+
+
+def correlations(found: ArrayLike, pairs: int, *, kind: str = "spearman", level: float = 0.95) -> Interval:
+    """Mean of float[n] rank correlations over so many pairs each, with a t-interval on Fisher's z scale.
+
+    kind: a key of MOST, by which a perfect order enters the interval; the mean is the plain one, which the interval is
+    widened to hold. Raises ValueError as `student`.
+    """
+    most, mean = MOST[kind](pairs), float(np.mean(found))
+    ends = turned(student(np.arctanh(np.clip(found, -most, most)), level=level), np.tanh)
+    if ends.n < 2:
+        return Interval(mean, ends.low, ends.high, ends.n, level)
+    return Interval(mean, min(ends.low, mean), max(ends.high, mean), ends.n, level)
+
+
+def p_against(interval: Interval, bound: float, *, log: bool = False) -> float:
+    """Two-sided p of the t-test that an interval belongs to, of its estimate against `bound`; nan without an interval.
+
+    log: the interval is one of the log scale.
+    """
+    ends = np.array([interval.low, interval.estimate, interval.high, bound], dtype=float)
+    low, estimate, high, against = np.log(ends) if log and (ends > 0).all() else ends
+    if interval.n < 2 or not np.isfinite(ends).all() or not high > low:
+        return float("nan")
+    freedom = interval.n - 1
+    error = (high - low) / 2 / scipy_stats.t.ppf((1 + interval.level) / 2, freedom)
+    return float(2 * scipy_stats.t.sf(abs(estimate - against) / error, freedom))
 
 
 def paired(a: ArrayLike, b: ArrayLike, *, log: bool = False, level: float = 0.95) -> Interval:
@@ -62,9 +134,8 @@ def paired(a: ArrayLike, b: ArrayLike, *, log: bool = False, level: float = 0.95
     if not log:
         return student(a - b, level=level)
     if (a <= 0).any() or (b <= 0).any():
-        raise ValueError("a ratio on the log scale needs values above 0; raise zeros to a floor first")
-    t = student(np.log(a / b), level=level)
-    return Interval(float(np.exp(t.estimate)), float(np.exp(t.low)), float(np.exp(t.high)), t.n, level)
+        raise ValueError("a ratio on the log scale needs values above 0; a zero has none")
+    return turned(student(np.log(a / b), level=level), np.exp)
 
 
 def fixed(value: float, digits: int = 2) -> str:

@@ -73,9 +73,13 @@ def heat_maps(
 def intervals(ax: Axes, frame: "pd.DataFrame", column: str, *, label: str, ratio: bool = False) -> Axes:
     """One point with its 95 % interval for each row of a summary table (columns column, column_low, column_high).
 
-    ratio: on a logarithmic axis with a line at 1.
+    ratio: on a logarithmic axis with a line at 1, where a 0 and a value that is not known are words.
     """
     for place, (_, row) in enumerate(frame[::-1].iterrows()):
+        if ratio and not row[column] > 0:
+            word = "0" if row[column] == 0 else "too few layers"
+            ax.text(0.02, place, word, transform=ax.get_yaxis_transform(), va="center", color=colour(row["method"]))
+            continue
         span = np.abs([[row[column] - row[f"{column}_low"]], [row[f"{column}_high"] - row[column]]])
         ax.errorbar(row[column], place, xerr=np.nan_to_num(span), fmt="o", color=colour(row["method"]), capsize=2)
     ax.set(

@@ -56,20 +56,44 @@ def renew(path: Path | str, source: Path | str) -> list[str]:
     return list(blocks)
 
 
+HEADLINE = {
+    "test_accuracy": "accuracy on clean test images",
+    "accuracy_minus_noise": "minus noise",
+    "late_sal": "late SAL over noise",
+    "ud_layers": "UD, layers",
+}
+
+
 def headline(summary: pd.DataFrame) -> str:
-    """Markdown: accuracy, its difference to noise and UD of every method of one block, with intervals and n."""
-    rows = ["| trained on | n | accuracy on clean test images | minus noise | UD, layers |", "|---|---|---|---|---|"]
+    """Markdown: the measures of HEADLINE for every method of one block, with intervals and n, and the counts of UD."""
+    titles = ["trained on", "n", *HEADLINE.values(), "learnable layers"]
+    rows = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for _, row in summary.iterrows():
-        cells = [_cell(row, name) for name in ("test_accuracy", "accuracy_minus_noise", "ud_layers")]
-        rows.append(" | ".join(["| " + row["method"], str(row["n"]), *cells]) + " |")
+        cells = [_cell(row, name) for name in HEADLINE]
+        rows.append(f"| {' | '.join([row['method'], str(row['n']), *cells, row['counts']])} |")
     return "\n".join(rows)
 
 
 def _cell(row: pd.Series, name: str) -> str:
-    if row["method"] == {"accuracy_minus_noise": NOISE, "ud_layers": CLEAN}.get(name):
-        return "1" if name == "ud_layers" else ""
-    value, low, high = (stats.fixed(_written(row[f"{name}{end}"])) for end in ("", "_low", "_high"))
-    return f"{value} [{low}, {high}]"
+    """An interval; what it is by definition, or why there is none."""
+    if row["method"] == {"accuracy_minus_noise": NOISE, "late_sal": NOISE, "ud_layers": CLEAN}.get(name):
+        return {"late_sal": "1", "ud_layers": "1"}.get(name, "")
+    if name == "ud_layers" and row["ud_n"] == 0:
+        return "too few to count by"
+    if name == "ud_layers" and row["zeros"]:
+        return f"0 in {row['zeros']} of {row['ud_n']}"
+    value, low, high = (_short(_written(row[f"{name}{end}"])) for end in ("", "_low", "_high"))
+    few = f", n = {row['ud_n']}" if name == "ud_layers" and row["ud_n"] < row["n"] else ""
+    return f"{value} [{low}, {high}]{few}"
+
+
+MOST = 100  # a ratio beyond, or below one over it, is shown as just that
+
+
+def _short(value: float) -> str:
+    if abs(value) > MOST:
+        return f">{MOST}"
+    return stats.fixed(value)
 
 
 def _written(value: float) -> float:
@@ -78,6 +102,9 @@ def _written(value: float) -> float:
 
 
 def listing(table: pd.DataFrame) -> str:
-    """Markdown: every claim with its verdict and what was measured."""
-    rows = [f"| {row.claim} | {row.text} | **{row.verdict}** | {row.measured} |" for row in table.itertuples()]
-    return "\n".join(["| claim | | verdict | measured |", "|---|---|---|---|", *rows])
+    """Markdown: every claim with its verdict, the seeds that decided it, and what was measured."""
+    rows = ["| claim | | verdict | seeds | measured |", "|---|---|---|---|---|"]
+    for row in table.itertuples():
+        part = f" ({row.part})" if row.part else ""
+        rows.append(f"| {row.claim}{part} | {row.text} | **{row.verdict}** | {row.seeds} | {row.measured} |")
+    return "\n".join(rows)

@@ -145,13 +145,16 @@ def _others(runs: Sequence[Followed]) -> Iterator[tuple[Followed, np.ndarray]]:
 
 def distances(runs: Sequence[Followed]) -> dict[tuple[str, int], np.ndarray]:
     """float[p] by (method, seed): `differing.gaps` to the clean run of that seed; of clean runs, to the next seed's."""
+    beside = _beside(runs)
+    return {(run.method, run.seed): differing.gaps(run.weights, beside[run.method, run.seed]) for run in runs}
+
+
+def _beside(runs: Sequence[Followed]) -> dict[tuple[str, int], np.ndarray]:
+    """Which clean path a run is held against: its seed's; a clean run against the next seed's."""
     clean = {run.seed: run.weights for run in runs if run.method == CLEAN}
     seeds = list(clean)
     after = dict(zip(seeds, seeds[1:] + seeds[:1], strict=True))
-    return {
-        (run.method, run.seed): differing.gaps(run.weights, clean[after[run.seed] if run.method == CLEAN else run.seed])
-        for run in runs
-    }
+    return {(run.method, run.seed): clean[after[run.seed] if run.method == CLEAN else run.seed] for run in runs}
 
 
 def differences(
@@ -159,16 +162,19 @@ def differences(
 ) -> list[Record]:
     """A row a run of what its path and the clean ones have between them. found: `masks`; owners: `paths.owners`.
 
-    share: of each layer's parameters ("all": the network's) that differ; possible: the share that may; gini, top and
+    share: of each layer's parameters ("all": the network's) that differ; possible: the share that may; end: Euclidean
+    distance of the end from the end of the clean run of the seed (of a clean run: of the next seed's); gini, top and
     lorenz (CURVE points): how unevenly the `distances` are spread, top being what the tenth of the parameters that
     differ most holds of the squared distance.
     """
+    beside = _beside(runs)
     layers = {"all": np.ones(len(owners), dtype=bool)} | {x: owners == x for x in dict.fromkeys(owners)}
     away, rows = distances(runs), []
     for run, others in _others(runs):
         key = run.method, run.seed
         row: Record = {"method": run.method, "seed": run.seed, "possible": differing.possible(run.weights, others)}
         row["share"] = {str(layer): float(found[key][at].mean()) for layer, at in layers.items()}
+        row |= {"end": float(np.linalg.norm(run.weights[-1] - beside[key][-1]))}
         row |= {"gini": differing.gini(away[key]), "top": differing.top(away[key])}
         rows.append(row | {"lorenz": differing.lorenz(away[key], CURVE).tolist()})
     return rows

@@ -1,6 +1,6 @@
 """Tables from records: UD and accuracy a run, intervals a condition, rank correlation; written as csv, md and tex."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,11 +13,14 @@ from ..base.names import CLEAN, NOISE
 from . import published
 
 BLOCK = ["dataset", "architecture", "defense", "epochs"]
-UNITS = ("ud_layers", "ud_weights", "ud_own")
-FLOORS = {unit: f"{unit}_floor" for unit in UNITS}
+UNITS = ("ud_layers", "ud_weights", "ud_own", "ud_pooled")
+RANKED = ("ud_layers", "ud_weights")
+LATE = ("late_sal", "late_sal_weights")
 TESTED = {"ud_layers": "p_holm", "ud_weights": "p_holm_weights"}
+MEASURED = ("test_accuracy", "train_accuracy", "train_loss", "loss_area", *UNITS)
+MEASURED += ("learnable", "clean_learnable", "possible", *LATE, "comparable")
 FIRST, AGAIN = "run `dvc repro` first", "run `dvc repro` again"
-FEWEST_METHODS = 6  # a rank correlation over fewer methods decides nothing
+FEWEST_METHODS = 5  # a rank correlation over fewer methods decides nothing
 
 
 def load(folder: Path | str, settings: list[str]) -> list[Record]:
@@ -90,13 +93,19 @@ def key(run: Record) -> tuple[Any, ...]:
 
 
 def benchmark(runs: list[Record]) -> pd.DataFrame:
-    """One row a run: BLOCK, method, seed, test_accuracy (0..1), ud_layers, ud_weights, ud_own, FLOORS, comparable.
+    """One row a run: BLOCK, method, seed, accuracies, control, UNITS, counts, LATE, comparable.
 
-    UD is against the clean run of the same data, architecture, epochs and seed without a defense; ud_own, in layers,
-    against the clean run under the same defense (nan without one); FLOORS: `ud.floor` of each; comparable: by
-    `published.comparable`. Raises ValueError if the clean run without a defense is missing.
+    test_accuracy and train_accuracy (0..1) and train_loss (nats) at the end of training; loss_area: the mean training
+    loss over epochs. UD is against the clean run of the same data, architecture, epochs and seed without a defense:
+    ud_layers, ud_weights; ud_own, in layers, against the clean run under the same defense; ud_pooled, in layers, with
+    threshold and count from the clean runs of all seeds together. Each is nan where there is no such clean run, or one
+    that counts too few layers (`ud.countable`). learnable, clean_learnable, possible: the counts of ud_layers. LATE:
+    `late_ratios` over noise of the same block and seed (nan without). comparable: by `published.comparable`. Raises
+    ValueError if the clean run without a defense is missing.
     """
     clean = {key(run): run for run in runs if run["config"]["method"] == CLEAN}
+    noise = {key(run): run for run in runs if run["config"]["method"] == NOISE}
+    pooled = _pooled(clean)
     rows = []
     for run in runs:
         dataset, architecture, defense, epochs, _, seed = key(run)
@@ -104,48 +113,89 @@ def benchmark(runs: list[Record]) -> pd.DataFrame:
         if twin is None:
             place = f"{dataset}, {architecture}, {epochs} epochs, seed {seed}"
             raise ValueError(f"no clean run of {place}; train it for UD to have a base")
-        whole = published.comparable(run["config"])
-        rows.append([*key(run), run["history"]["test_accuracy"][-1], *_distances(run, twin, own), whole])
-    columns = [*BLOCK, "method", "seed", "test_accuracy", *UNITS, *FLOORS.values(), "comparable"]
-    return pd.DataFrame(rows, columns=columns)
+        row = dict(zip([*BLOCK, "method", "seed"], key(run), strict=True)) | _training(run["history"])
+        row |= _distances(run, twin, own) | {"ud_pooled": _from_pool(run, *pooled[dataset, architecture, epochs])}
+        quiet = noise.get((*key(run)[:4], NOISE, seed))
+        row |= late_ratios(run, quiet) if quiet is not None else dict.fromkeys(LATE, float("nan"))
+        rows.append(row | {"comparable": published.comparable(run["config"])})
+    return pd.DataFrame(rows, columns=[*BLOCK, "method", "seed", *MEASURED])
 
 
-def _distances(run: Record, twin: Record, own: Record | None) -> list[float]:
-    """The values of UNITS, then those of FLOORS."""
-    sal, weights = sal_matrix(run), layer_weights(twin)
-    bases: list[tuple[Record | None, Any]] = [(twin, None), (twin, weights), (own, None)]
-    found = [
-        (ud.distance(sal, sal_matrix(base), weights=w), ud.floor(sal_matrix(base), weights=w))
-        if base is not None
-        else (float("nan"),) * 2
-        for base, w in bases
-    ]
-    return [value for values in zip(*found, strict=True) for value in values]
+def _training(history: Record) -> dict[str, float]:
+    found = {name: history[name][-1] for name in ("test_accuracy", "train_accuracy", "train_loss")}
+    return found | {"loss_area": float(np.mean(history["train_loss"]))}
 
 
-def raised(frame: pd.DataFrame, unit: str) -> pd.Series:
-    """UD in one of UNITS, zeros raised to their floor, for logarithms."""
-    return cast(pd.Series, np.maximum(frame[unit], frame[FLOORS[unit]]))
+def _distances(run: Record, twin: Record, own: Record | None) -> dict[str, float]:
+    sal, clean, weights = sal_matrix(run), sal_matrix(twin), layer_weights(twin)
+    learnable, base, possible = ud.counts(sal, clean)
+    found: dict[str, float] = {"learnable": learnable, "clean_learnable": base, "possible": possible}
+    found |= {"ud_layers": distance(sal, clean), "ud_weights": distance(sal, clean, weights=weights)}
+    return found | {"ud_own": float("nan") if own is None else distance(sal, sal_matrix(own))}
+
+
+def distance(sal: np.ndarray, clean: np.ndarray, **options: Any) -> float:
+    """UD; nan where the clean run counts too few layers."""
+    _, base, possible = ud.counts(sal, clean)
+    return ud.distance(sal, clean, **options) if ud.countable(base, possible) else float("nan")
+
+
+def _pooled(clean: dict[tuple[Any, ...], Record]) -> dict[tuple[str, str, int], tuple[float, float]]:
+    """By data set, architecture and epochs: (threshold, mean learnable layers) of the clean runs of all seeds."""
+    parts: dict[tuple[str, str, int], list[np.ndarray]] = {}
+    for (dataset, architecture, defense, epochs, *_), run in clean.items():
+        if defense == "none":
+            parts.setdefault((dataset, architecture, epochs), []).append(sal_matrix(run))
+    return {place: pooled_base(sals) for place, sals in parts.items()}
+
+
+def pooled_base(sals: Sequence[np.ndarray]) -> tuple[float, float]:
+    """(threshold, #LP summed over epochs) of clean runs float[epochs, layers], means over the runs; nan: too few."""
+    beta = float(np.mean([ud.threshold(sal) for sal in sals]))
+    base = float(np.mean([ud.learnable(sal, beta).sum() for sal in sals]))
+    return beta, base if ud.countable(base, sals[0].size) else float("nan")
+
+
+def _from_pool(run: Record, beta: float, base: float) -> float:
+    return float(ud.learnable(sal_matrix(run), beta).sum() / base)
+
+
+LATE_PROBES = 2  # of the probed epochs, counted from the last
+TINY = 1e-9  # nats; a layer may have no SAL at all
+
+
+def late_ratios(run: Record, noise: Record) -> dict[str, float]:
+    """LATE: SAL of a run over that of noise with its seed, geometric mean over layers and the last two probed epochs.
+
+    late_sal: each layer counts once; late_sal_weights: each counts its weights.
+    """
+    logs = np.log((sal_matrix(run) + TINY) / (sal_matrix(noise) + TINY))[-LATE_PROBES:].mean(0)
+    return {
+        "late_sal": float(np.exp(logs.mean())),
+        "late_sal_weights": float(np.exp(np.average(logs, weights=layer_weights(run)))),
+    }
 
 
 def compare(frame: pd.DataFrame, method: str, column: str, *, against: str = NOISE, **options: Any) -> stats.Interval:
-    """Paired interval of one method's column minus another's, in one block of the benchmark.
-
-    With log=True, for UD: of one over the other, zeros raised to their floors.
+    """Paired interval of one method's column minus another's, in one block of the benchmark; with log=True of one over
+    the other.
     """
-    values = raised(frame, column) if options.get("log") else frame[column]
-    by_seed = frame.assign(value=values).pivot(index="seed", columns="method", values="value")
+    by_seed = frame.pivot(index="seed", columns="method", values=column)
     if missing := {method, against} - set(by_seed.columns):
         raise InputError(f"no run of {', '.join(sorted(missing))} to compare with; add it to the grid")
     return stats.paired(by_seed[method], by_seed[against], **options)
 
 
 def by_method(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a block and method: mean accuracy, its paired difference to noise, geometric mean UD, intervals and n.
+    """One row a block and method: means with intervals over n seeds.
 
-    Zeros of UD are raised to their floors. p_holm, and p_holm_weights for UD in weights: two-sided t-test of log UD
-    against 0 (UD = 1), Holm over the methods. published_accuracy and published_ud: what others report for the very
-    condition, nan where nobody does.
+    Accuracies on the logit scale, ratios on the log scale; accuracy_minus_noise: paired differences. UNITS: UD over the
+    seeds whose clean twin counts enough layers, ud_n of them for ud_layers; zeros: in how many of these it is 0, and
+    then there is no interval. counts: learnable layers over the clean twins', summed over the seeds, of so many.
+    protects: the poison lowers accuracy by PROTECTS below noise, the interval excluding 0. fits: mean training accuracy
+    of FITS or more (`fitted`). p_holm, and p_holm_weights for UD in weights: two-sided t-test of log UD against 0
+    (UD = 1), Holm over the poisons. published_accuracy and published_ud: what others report for the very condition,
+    nan where nobody does.
     """
     rows = [
         dict(zip(BLOCK, block, strict=True))
@@ -167,36 +217,117 @@ def by_method(frame: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
+PROTECTS = 0.2  # of accuracy on clean test images, below noise
+FITS = {True: 0.93, False: 0.95}  # mean training accuracy at least: of clean images and noise, of poisons
+
+
+def is_baseline(method: str) -> bool:
+    """Whether it is no poison: clean images, or a kind of noise."""
+    return method.startswith((CLEAN, NOISE))
+
+
+def poisons(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of poisons: neither clean images nor a kind of noise."""
+    return frame[np.array([not is_baseline(method) for method in frame["method"]], dtype=bool)]
+
+
 def _summary(part: pd.DataFrame, method: str) -> Record:
     own = part[part["method"] == method]
-    accuracy = stats.student(own["test_accuracy"])
-    out = {"n": accuracy.n} | accuracy.columns("test_accuracy")
+    accuracy, trained = stats.share(own["test_accuracy"]), float(own["train_accuracy"].mean())
+    out: Record = {"n": accuracy.n} | accuracy.columns("test_accuracy") | {"protects": False}
     if NOISE in set(part["method"]):
-        out |= compare(part, method, "test_accuracy").columns("accuracy_minus_noise")
-    for unit in UNITS:
-        ratios = raised(own, unit)  # the division by the clean twin is done
-        if ratios.notna().all():
-            out |= stats.paired(ratios, np.ones(len(ratios)), log=True).columns(unit)
+        less = compare(part, method, "test_accuracy")
+        out |= less.columns("accuracy_minus_noise")
+        out["protects"] = not is_baseline(method) and less.estimate <= -PROTECTS and less.high < 0
+    out |= {name: float(own[name].mean()) for name in ("train_accuracy", "train_loss", "loss_area")}
+    out["fits"] = trained >= FITS[is_baseline(method)]
+    out |= _unlearnable(own)
+    for name in LATE:
+        out |= of_ratios(own[name]).columns(name)
     for unit in TESTED:
-        out[f"p_{unit}"] = float("nan") if method == CLEAN else stats.p_value(np.log(raised(own, unit)))
+        out[f"p_{unit}"] = float("nan") if is_baseline(method) else stats.p_against(of_ratios(own[unit]), 1, log=True)
     return out
 
 
-def rank_correlation(frame: pd.DataFrame, unit: str = "ud_layers") -> Record:
-    """Spearman's rho of UD with test accuracy over methods (clean left out: its UD is 1 by definition), one block.
+def _unlearnable(own: pd.DataFrame) -> Record:
+    """UD of one method in all UNITS, and its counts."""
+    counted = own["ud_layers"].dropna()
+    out: Record = {"ud_n": len(counted), "zeros": int((counted == 0).sum())}
+    counts = [int(own[name].sum()) for name in ("learnable", "clean_learnable", "possible")]
+    out["counts"] = "{} over {}, of {}".format(*counts)
+    for unit in UNITS:
+        out |= of_ratios(own[unit]).columns(unit)
+    return out
 
-    rho per seed with its t-interval over the seeds that have an order (None below three methods); p: exact permutation
-    over methods of the seed means.
+
+def of_ratios(values: pd.Series) -> stats.Interval:
+    """`stats.ratios` of those that are known."""
+    known = values.dropna()
+    return stats.ratios(known) if len(known) else stats.Interval(*[float("nan")] * 3, n=0)  # type: ignore[misc, arg-type]
+
+
+def span(seeds: Iterable[int]) -> str:
+    """Seeds in short: "0-4", "0, 3-7"."""
+    parts: list[list[int]] = []
+    for seed in sorted(set(seeds)):
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1].append(seed)
+        else:
+            parts.append([seed])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in parts)
+
+
+def protecting(frame: pd.DataFrame) -> list[str]:
+    """The poisons that protect (`by_method`) in every block without a defense that they are run in."""
+    summary = by_method(frame[frame["defense"] == "none"])
+    everywhere = summary.groupby("method", sort=False)["protects"].all()
+    return [str(method) for method in everywhere.index[everywhere]]
+
+
+def counted(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows that claims are decided by: of clean images, of noise, and of the poisons that are `protecting`."""
+    kept = protecting(frame)
+    return frame[np.array([is_baseline(method) or method in kept for method in frame["method"]], dtype=bool)]
+
+
+def in_brief(interval: stats.Interval, zeros: int) -> str:
+    """UD with its interval as text, or why there is none."""
+    if interval.n == 0:
+        return "too few layers"
+    if zeros:
+        return f"0 in {zeros} of {interval.n}"
+    return f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def noise_ud(frame: pd.DataFrame, unit: str = "ud_layers") -> float:
+    """UD of noise in one block, geometric mean over seeds; nan where there is none."""
+    return of_ratios(frame.loc[frame["method"] == NOISE, unit]).estimate
+
+
+def fitted(summary: pd.DataFrame) -> bool:
+    """Whether a setting is trained to fit: clean images, noise and every poison (rows of `by_method` of one block)."""
+    return bool(summary["fits"].all())
+
+
+def rank_correlation(frame: pd.DataFrame, unit: str = "ud_layers") -> Record:
+    """Spearman's rho of UD with test accuracy over the poisons of one block: neither clean images nor noise is one.
+
+    Of the seeds in which every poison has a UD. rho per seed with its interval on Fisher's z scale over the seeds that
+    have an order (None below three methods or without such a seed); p: exact permutation over methods of the seed
+    means.
     """
-    part = frame[frame["method"] != CLEAN]
+    part = poisons(frame)
+    known = part.groupby("seed")[unit].transform(lambda values: values.notna().all())
+    part = part[known.astype(bool)]
+    none = {"interval": None, "rho_of_means": np.nan, "p": 1.0, "methods": part["method"].nunique()}
     if part["method"].nunique() < 3:
-        return {"interval": None, "rho_of_means": np.nan, "p": 1.0, "methods": part["method"].nunique()}
+        return none
     per_seed = [stats.rank_correlation(g[unit], g["test_accuracy"])[0] for _, g in part.groupby("seed")]
     means = part.groupby("method")[[unit, "test_accuracy"]].mean()
     rho, p = stats.rank_correlation(means[unit], means["test_accuracy"])
     finite = [r for r in per_seed if np.isfinite(r)]
-    interval = stats.student(finite).within(-1, 1) if finite else None
-    return {"interval": interval, "rho_of_means": rho, "p": p, "methods": len(means)}
+    interval = stats.correlations(finite, len(means)) if finite else None
+    return none | {"interval": interval, "rho_of_means": rho, "p": p}
 
 
 def ranks(frame: pd.DataFrame) -> pd.DataFrame:
@@ -204,7 +335,7 @@ def ranks(frame: pd.DataFrame) -> pd.DataFrame:
     parts = [(block, part) for block, part in frame.groupby(BLOCK, sort=False)]
     if len(parts) > 1:
         parts.append((("all",) * len(BLOCK), _together(frame)))
-    return pd.DataFrame([_rank_row(block, part, unit) for block, part in parts for unit in UNITS[:2]])
+    return pd.DataFrame([_rank_row(block, part, unit) for block, part in parts for unit in RANKED])
 
 
 def _together(frame: pd.DataFrame) -> pd.DataFrame:
@@ -213,11 +344,12 @@ def _together(frame: pd.DataFrame) -> pd.DataFrame:
     Accuracy and UD become ranks within their block and seed: what differs between data sets or networks is no order of
     methods.
     """
-    names = frame[[*BLOCK, "method"]].astype(str).agg(" ".join, axis=1)
+    frame = poisons(frame)
+    names = frame[["method", *BLOCK]].astype(str).agg(" ".join, axis=1)
     counts = names.groupby(frame["seed"]).nunique()
     shared = frame["seed"].isin(counts[counts == names.nunique()].index)
-    kept = frame.assign(method=names)[shared & (frame["method"] != CLEAN)]
-    ranked = ["test_accuracy", *UNITS[:2]]
+    kept = frame.assign(method=names)[shared]
+    ranked = ["test_accuracy", *RANKED]
     return kept.assign(**kept.groupby([*BLOCK, "seed"])[ranked].rank(pct=True))
 
 
@@ -229,13 +361,17 @@ def _rank_row(block: tuple[Any, ...], part: pd.DataFrame, unit: str) -> Record:
     return row | {"rho_of_means": found["rho_of_means"], "p_exact": found["p"]}
 
 
-def over_seeds(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """One row a group of `keys`: n, mean and t-interval of every other column over its rows; nan where one is nan."""
+def over_seeds(frame: pd.DataFrame, keys: list[str], shares: Iterable[str] = ()) -> pd.DataFrame:
+    """One row a group of `keys`: n, mean and t-interval of every other column over its rows; nan where one is nan.
+
+    shares: columns in 0..1, whose intervals are on the logit scale.
+    """
     found = []
     for key, part in frame.groupby(keys, sort=False):
         row = dict(zip(keys, key, strict=True)) | {"n": len(part)}
         for column in part.columns.drop(keys):
-            row |= stats.student_or_nan(part[column]).columns(column)
+            kind = stats.share if column in shares else stats.student
+            row |= stats.known(part[column], kind).columns(column)
         found.append(row)
     return pd.DataFrame(found)
 
@@ -250,9 +386,10 @@ def write(frame: pd.DataFrame, stem: Path | str, *, digits: int = 4) -> None:
 
 
 def write_metrics(summary: pd.DataFrame, path: Path | str) -> None:
-    """dataset.method.{test_accuracy, ud_layers, ud_weights} as JSON, for `dvc metrics show` and `dvc metrics diff`."""
-    columns = ["test_accuracy", "ud_layers", "ud_weights"]
-    found = {d: part.set_index("method")[columns].T.to_dict() for d, part in summary.groupby("dataset", sort=False)}
+    """dataset.method.measure as JSON, those that are known, for `dvc metrics show` and `dvc metrics diff`."""
+    columns = ["test_accuracy", "ud_layers", "ud_weights", "ud_pooled", "late_sal"]
+    known = {d: part.set_index("method")[columns] for d, part in summary.groupby("dataset", sort=False)}
+    found = {d: {m: row.dropna().to_dict() for m, row in part.iterrows()} for d, part in known.items()}
     records.save(found, path)
 
 

@@ -1,17 +1,20 @@
-"""The paper's claims, rules whose bounds were fixed before the results, and verdicts measured by them."""
+"""The paper's claims, rules fixed on 2026-11-28 before the seeds that decide them, and verdicts measured by them."""
 
-import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from ..base import stats
 from ..base.errors import InputError, Record, existing, located
-from ..base.names import CLEAN, NOISE
+from ..base.names import NOISE
 from ..base.stats import Interval, fixed
 from . import benchmark, comparisons
 
 HOLDS, FAILS, UNDECIDED, NOT_TESTED = "holds", "does not hold", "undecided", "not tested"
+LEVEL = 0.05  # of Holm's correction
 
 
 @dataclass(frozen=True)
@@ -25,31 +28,51 @@ class Claim:
 
 CLAIMS: dict[str, Claim] = {
     "C1": Claim(
-        "UEs that break the task they were made for leave other Taskonomy tasks learnable", "paper, figure 1",
-        "protection >= .5 on the own task (a network of its own) and <= .2 on >= 2 dense tasks (trained together), for "
-        ">= 3 methods",
+        "UEs that break the task they were made for leave other tasks learnable", "paper, figure 1",
+        "within one regime (each task its own network; or one joint network), beyond noise: protection >= .5 on the "
+        "own task and <= .2 on >= 2 others, for >= 3 methods; on views semantic segmentation or depth among these",
     ),
     "C2": Claim(
-        "clean and poisoned runs converge differently; only a part of the parameters takes another path",
-        "paper, section 3",
-        "share of differing weights (FDR .05) above the clean null, < 50 %; transplanted they recover >= half the gap; "
-        "for every poison that takes .05 of a linear network's or LeNet-5's accuracy, where all seeds see all images",
+        "clean and poisoned runs of a simple model converge differently; only a part of the parameters takes another "
+        "path", "paper, section 3",
+        "ends of clean and poisoned runs lie farther apart than those of two clean runs; share of differing weights "
+        "(FDR .05) above the null and < 50 %, in networks of >= 1,000 weights",
     ),
     "C3": Claim(
         "SAL is lower under UEs and not under TAP", "paper, section 4",
-        "lambda(poison)/lambda(noise) < 1 for em, ops, ar; >= 1 for tap",
+        "late SAL over noise's < 1 for em, lsp, ops, ar; >= 1/1.25 for tap",
     ),
-    "C4": Claim("UD orders methods as test accuracy does", "paper, section 5", "Spearman rho > .5, >= 6 methods"),
+    "C4": Claim("UD orders methods as test accuracy does", "paper, section 5", "Spearman rho > .5, >= 5 methods"),
     "C5": Claim(
         "UD(TAP) > 1 > UD of true UEs", "paper, table 1",
         "each interval excludes 1: em, ops, ar, lsp below; tap above",
     ),
-    "C6": Claim("defenses raise UD, JPEG most", "paper, table 2", "jpeg's mean gain > 0 and above every other defense"),
+    "C6": Claim(
+        "defenses raise UD, JPEG most", "paper, table 2",
+        "mean gain of log UD, net of the defense's own effect on clean, > 0 for each; jpeg's above every other's",
+    ),
     "C7": Claim(
         "stronger architectures have higher UD", "paper, table 3",
-        "UD(vit) - max UD(CNN) > 0 in >= half the methods, pooled interval > 0",
+        "of a transformer with the higher clean accuracy: log UD less the largest of the CNNs' > 0 in >= half the "
+        "methods, pooled interval > 0",
+    ),
+    "C8": Claim(
+        "what a poison takes from a network it does not take from its encoder", "ours; seen on seed 0 of CIFAR-10",
+        "joint network: protection of the own task >= .5, and a new head fitted to clean data on its frozen encoder "
+        "leaves <= .5, for >= 3 methods",
     ),
 }  # fmt: skip
+COLUMNS = ["claim", "part", "text", "source", "rule", "measured", "interval", "n", "seeds", "verdict"]
+ALONE, TOGETHER = "each task its own network", "one joint network"
+REGIMES = {ALONE: "single", TOGETHER: "multi"}
+
+
+@dataclass(frozen=True)
+class Side:
+    """Where an interval lies, and the two-sided p against the bound; nan where a rule has none."""
+
+    verdict: str
+    p: float = float("nan")
 
 
 def side(interval: Interval, bound: float, *, above: bool) -> str:
@@ -59,13 +82,35 @@ def side(interval: Interval, bound: float, *, above: bool) -> str:
     return HOLDS if interval.high < bound else FAILS if interval.low > bound else UNDECIDED
 
 
-def all_of(verdicts: dict[str, str], wanted: list[str]) -> str:
-    """One verdict for a rule over methods: one failure decides; a method without a run leaves it not tested."""
-    if FAILS in verdicts.values():
+def judged(interval: Interval, bound: float, *, above: bool, log: bool = False) -> Side:
+    """`side` with its p. log: the interval is of the log scale."""
+    return Side(side(interval, bound, above=above), stats.p_against(interval, bound, log=log))
+
+
+def all_of(sides: Mapping[str, Side], wanted: Iterable[str]) -> str:
+    """One verdict for a rule over methods: HOLDS if it holds for each of the wanted ones.
+
+    One that lies wholly on the other side decides against it if that survives Holm's correction over the methods
+    (without a p it does not need to). A method without a run leaves it not tested.
+    """
+    p = stats.holm([found.p for found in sides.values()])
+    lost = [bool(np.isnan(q) or q <= LEVEL) for q in p]
+    if any(found.verdict == FAILS and sure for found, sure in zip(sides.values(), lost, strict=True)):
         return FAILS
-    if set(wanted) - set(verdicts):
+    if set(wanted) - set(sides):
         return NOT_TESTED
-    return UNDECIDED if UNDECIDED in verdicts.values() else HOLDS
+    return HOLDS if all(found.verdict == HOLDS for found in sides.values()) else UNDECIDED
+
+
+FEWEST_POISONS = 3
+
+
+def several(found: Mapping[str, str]) -> str:
+    """One verdict for a rule that FEWEST_POISONS methods must meet, of the verdicts of those that it is tested on."""
+    holding, open_ = (list(found.values()).count(kind) for kind in (HOLDS, UNDECIDED))
+    if len(found) < FEWEST_POISONS:
+        return NOT_TESTED
+    return HOLDS if holding >= FEWEST_POISONS else UNDECIDED if holding + open_ >= FEWEST_POISONS else FAILS
 
 
 def verdicts(
@@ -75,148 +120,243 @@ def verdicts(
     defended: pd.DataFrame | None = None,
     compared: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """Rows claim, text, source, rule, measured, interval, n, verdict for one block of the benchmark.
+    """Rows COLUMNS for one block of the benchmark; a claim with several parts has a row each.
 
-    protection: `cross_task.protection`, if the cross-task study was run; paths: `convergence.evidence` of all
-    convergence studies, if any was run; defended: `comparisons.defense_gains`; compared: `comparisons.stronger`.
+    Only poisons that protect there count. protection: `cross_task.protection`, if the cross-task study was run; paths:
+    `convergence.evidence` of all convergence studies, if any was run; defended: `comparisons.defense_gains`; compared:
+    `comparisons.stronger`.
     """
-    measured = {
-        **({} if protection is None else {"C1": _crossed(protection)}),
-        **({} if paths is None else {"C2": _parted(paths)}),
-        "C3": _per_method(frame, ["em", "ops", "ar"], ["tap"], against=NOISE),
-        "C4": _ranks(frame),
-        "C5": _per_method(frame, ["em", "ops", "ar", "lsp"], ["tap"], against=CLEAN),
-        **({} if defended is None or defended.empty else {"C6": _defended(defended)}),
-        **({} if compared is None or compared.empty else {"C7": _stronger(compared)}),
-    }
-    empty = {"measured": "", "interval": "", "n": 0, "verdict": NOT_TESTED}
-    rows = [
-        {"claim": name, "text": c.text, "source": c.source, "rule": c.rule} | measured.get(name, empty)
-        for name, c in CLAIMS.items()
+    summary = benchmark.by_method(frame).set_index("method")
+    untested = {"measured": "", "interval": "", "n": 0, "seeds": "", "verdict": NOT_TESTED}
+    parts: list[tuple[str, str, Record]] = [
+        *(
+            ("C1", part, untested if protection is None else _crossed(protection, name))
+            for part, name in REGIMES.items()
+        ),
+        ("C2", "", untested if paths is None else _parted(paths)),
+        ("C3", "", _late(summary, frame)),
+        *(("C4", unit.removeprefix("ud_"), _ranked(summary, frame, unit)) for unit in benchmark.RANKED),
+        ("C5", "", _around_one(summary, frame)),
+        ("C6", "", untested if defended is None or defended.empty else _defended(defended)),
+        ("C7", "", untested if compared is None or compared.empty else _stronger(compared)),
+        ("C8", "", untested if protection is None else _regained(protection)),
     ]
-    return pd.DataFrame(rows)
+    rows = [{"claim": name, "part": part} | vars(CLAIMS[name]) | untested | found for name, part, found in parts]
+    return pd.DataFrame(rows)[COLUMNS]
 
 
-def _per_method(frame: pd.DataFrame, below: list[str], above: list[str], *, against: str) -> Record:
-    have = [m for m in below + above if m in set(frame["method"])]
-    found = {m: benchmark.compare(frame, m, "ud_layers", against=against, log=True) for m in have}
-    sides = {m: side(found[m], 1, above=m in above) for m in have}
-    missing = [m for m in below + above if m not in have]
+# ---- The main setting ----------------------------------------------------------------------------------------------
+
+TRUE_UES = ["em", "lsp", "ops", "ar"]
+ADVERSARIAL = ["tap"]
+MARGIN = 1.25  # C3: so that equality can hold; and how far noise's UD may lie from 1 where UD shows anything
+LATE = "late_sal"
+
+
+def _each(summary: pd.DataFrame, frame: pd.DataFrame, name: str, bounds: Mapping[str, float]) -> Record:
+    """TRUE_UES below their bound and ADVERSARIAL above theirs, of those that protect and have an interval."""
+    wanted = [*TRUE_UES, *ADVERSARIAL]
+    have = [m for m in wanted if m in summary.index and summary.loc[m, "protects"] and summary.loc[m, name] >= 0]
+    found = {m: _interval(summary.loc[m], name) for m in have}
+    sides = {m: judged(found[m], bounds[m], above=m in ADVERSARIAL, log=True) for m in have}
+    idle = [m for m in wanted if m in summary.index and m not in have]
+    missing = [m for m in wanted if m not in summary.index]
+    notes = [f"{m} {fixed(found[m].estimate)} ({sides[m].verdict})" for m in have]
+    notes += [f"not counted here: {', '.join(idle)}"] * bool(idle) + [f"no run of {', '.join(missing)} yet"] * bool(
+        missing
+    )
     return {
-        "measured": "; ".join(f"{m} {found[m].estimate:.3f} ({sides[m]})" for m in have)
-        + (f"; no run of {', '.join(missing)} yet" if missing else ""),
-        "interval": "; ".join(f"{m} [{found[m].low:.3f}, {found[m].high:.3f}]" for m in have),
+        "measured": "; ".join(notes),
+        "interval": "; ".join(f"{m} {_span(summary.loc[m], name)}" for m in have),
         "n": min((found[m].n for m in have), default=0),
-        "verdict": all_of(sides, below + above),
+        "seeds": benchmark.span(frame["seed"]),
+        "verdict": all_of(sides, wanted),
     }
 
 
-def _ranks(frame: pd.DataFrame) -> Record:
-    found = benchmark.rank_correlation(frame)
-    interval = found["interval"]
+def _late(summary: pd.DataFrame, frame: pd.DataFrame) -> Record:
+    return _each(summary, frame, LATE, dict.fromkeys(TRUE_UES, 1.0) | dict.fromkeys(ADVERSARIAL, 1 / MARGIN))
+
+
+def _around_one(summary: pd.DataFrame, frame: pd.DataFrame) -> Record:
+    found = _each(summary, frame, "ud_layers", dict.fromkeys([*TRUE_UES, *ADVERSARIAL], 1.0))
+    return found | _unshown(float(summary["ud_layers"].get(NOISE, np.nan)))
+
+
+def _unshown(noise: float) -> Record:
+    """Nothing, or that the setting shows no UD of anything: that of noise is not near 1, or there is none (nan)."""
+    if 1 / MARGIN <= noise <= MARGIN:
+        return {}
+    why = "noise has no UD here" if np.isnan(noise) else f"noise has a UD of {fixed(noise)} here"
+    return {"measured": f"{why}, so the setting shows none", "interval": "", "verdict": NOT_TESTED}
+
+
+def _ranked(summary: pd.DataFrame, frame: pd.DataFrame, unit: str) -> Record:
+    part = frame[frame["method"].isin(summary.index[summary["protects"].astype(bool)])]
+    found = benchmark.rank_correlation(part, unit)
+    interval, methods = found["interval"], found["methods"]
+    named: Record = {"seeds": benchmark.span(frame["seed"])}
+    unshown = _unshown(float(summary[unit].get(NOISE, np.nan)))
     if interval is None:
-        why = "UD does not vary" if found["methods"] > 2 else f"{found['methods']} methods have no order to speak of"
-        return {"measured": why, "interval": "", "n": 0, "verdict": UNDECIDED}
-    enough = found["methods"] >= benchmark.FEWEST_METHODS
-    return {
-        "measured": f"rho {interval.estimate:.3f} over {found['methods']} methods; exact p of means {found['p']:.3f}",
-        "interval": f"[{interval.low:.3f}, {interval.high:.3f}]",
-        "n": interval.n,
-        "verdict": side(interval, 0.5, above=True) if enough else UNDECIDED,
-    }
+        why = "UD does not vary" if methods > 2 else f"{methods} methods have no order to speak of"
+        return named | {"measured": why, "verdict": UNDECIDED} | unshown
+    enough = methods >= benchmark.FEWEST_METHODS
+    measured = f"rho {fixed(interval.estimate)} over {methods} methods; of their means {fixed(found['rho_of_means'])}"
+    named |= {"measured": f"{measured}, exact p {fixed(found['p'], 3)}", "n": interval.n}
+    named |= {"interval": f"[{fixed(interval.low)}, {fixed(interval.high)}]"}
+    return named | {"verdict": side(interval, 0.5, above=True) if enough else UNDECIDED} | unshown
 
+
+# ---- Other tasks ---------------------------------------------------------------------------------------------------
 
 TAKEN, LEFT = 0.5, 0.2  # C1: of the own task's gap at least, of another's at most
-FEWEST_TASKS, FEWEST_POISONS = 2, 3
+FEWEST_TASKS = 2
+SEEN = ("segment_semantic", "depth_euclidean")  # on views one of these must be left
+VIEW_TARGETS = ("class_object", "class_scene")
 
 
-def _crossed(protection: pd.DataFrame) -> Record:
-    """C1: how many poisons take their own task from a network of its own, and leave dense ones trained together."""
-    own = protection[protection["own"] & (protection["regime"] == "single")].set_index("method")
-    joint = protection[protection["regime"] == "multi"]
-    dense = joint[joint["dense"]]
-    methods = [m for m in own.index if not m.startswith(NOISE)]
-    found = {m: _spared(own.loc[m], dense[dense["method"] == m]) for m in methods}
-    open_, holding = (list(found.values()).count(kind) for kind in (UNDECIDED, HOLDS))
-    verdict = HOLDS if holding >= FEWEST_POISONS else UNDECIDED if holding + open_ >= FEWEST_POISONS else FAILS
+def _own(protection: pd.DataFrame, regime: str) -> pd.DataFrame:
+    """The rows of the attacked task in one regime, poisons alone, by method."""
+    own = protection[protection["own"] & (protection["regime"] == regime)]
+    return benchmark.poisons(own).set_index("method")
+
+
+def _crossed(protection: pd.DataFrame, regime: str) -> Record:
+    """C1: how many poisons take their own task and leave others, both beyond noise and in one regime."""
+    own = _own(protection, regime)
+    others = protection[~protection["own"] & (protection["regime"] == regime)].set_index("method")
+    counted = [m for m in own.index if not np.isnan(own.loc[m, "beyond_noise"])]
+    taken = {m: side(_interval(own.loc[m], "beyond_noise"), TAKEN, above=True) for m in counted}
+    found = {
+        m: _spared(taken[m], own.loc[m, "task"], others.loc[[m]] if m in others.index else others[:0]) for m in taken
+    }
+    tested = {m: verdict for m, verdict in found.items() if taken[m] != FAILS and verdict != NOT_TESTED}
+    kind = "" if own.empty else "views: " if own["task"].iloc[0] in VIEW_TARGETS else "other labels derived: "
     return {
-        "measured": "; ".join(
-            f"{m} own {fixed(own.protection[m])} alone, jointly {_named(joint[joint['method'] == m])} ({found[m]})"
-            for m in methods
-        ),
-        "interval": "; ".join(f"{m} own {_span(own.loc[m], 'protection')}" for m in methods),
-        "n": int(protection["n"].min()),
-        "verdict": verdict if len(found) - list(found.values()).count(NOT_TESTED) >= FEWEST_POISONS else NOT_TESTED,
+        "measured": kind + "; ".join(_both(m, own, others, _told(taken[m], found[m])) for m in counted),
+        "interval": "; ".join(f"{m} own {_span(own.loc[m], 'beyond_noise')}" for m in counted),
+        **_of_study(protection),
+        "verdict": several(tested),
     }
 
 
-def _named(tasks: pd.DataFrame) -> str:
-    listed = tasks[tasks["own"] | tasks["dense"]]
-    return ", ".join(f"{row.task} {fixed(row.protection)}" for row in listed.itertuples())
+def _both(method: str, own: pd.DataFrame, others: pd.DataFrame, verdict: str) -> str:
+    listed = others.loc[[method]] if method in others.index else others[:0]
+    left = ", ".join(f"{row.task} {fixed(row.beyond_noise)}" for row in listed.itertuples())
+    return f"{method} own {fixed(own.beyond_noise[method])}, {left or 'no other task'} ({verdict})"
+
+
+def _told(taken: str, verdict: str) -> str:
+    """What is said of one poison: a rule about poisons that take their task is not about one that does not."""
+    return "not taken here" if taken == FAILS else verdict
+
+
+def _spared(taken: str, target: str, others: pd.DataFrame) -> str:
+    """One poison's verdict: its own task taken, and enough others left, of those that clean training learns."""
+    others = others[others["beyond_noise"].notna()].set_index("task")
+    seen = [task for task in SEEN if task in others.index]
+    if len(others) < FEWEST_TASKS or (target in VIEW_TARGETS and not seen):
+        return NOT_TESTED
+    left, kept = others["beyond_noise_high"] < LEFT, others["beyond_noise_low"] > LEFT
+    enough, possible = left.sum() >= FEWEST_TASKS, (~kept).sum() >= FEWEST_TASKS
+    if target in VIEW_TARGETS:
+        enough, possible = enough and left[seen].any(), possible and (~kept)[seen].any()
+    rest = HOLDS if enough else UNDECIDED if possible else FAILS
+    return _and(taken, rest)
+
+
+def _and(*parts: str) -> str:
+    return FAILS if FAILS in parts else UNDECIDED if UNDECIDED in parts else HOLDS
+
+
+def _regained(protection: pd.DataFrame) -> Record:
+    """C8: the joint network's own task is taken, and a new head on its frozen encoder has it back."""
+    joint, headed = (_own(protection, regime) for regime in ("multi", "transfer"))
+    methods = [m for m in joint.index.intersection(headed.index) if not joint.loc[m].isna()["protection"]]
+    taken = {m: side(_interval(joint.loc[m], "protection"), TAKEN, above=True) for m in methods}
+    back = {m: side(_interval(headed.loc[m], "protection"), TAKEN, above=False) for m in methods}
+    found = {m: _and(taken[m], back[m]) for m in methods}
+    return {
+        "measured": "; ".join(
+            f"{m} {fixed(joint.protection[m])}, new head {fixed(headed.protection[m])} ({_told(taken[m], found[m])})"
+            for m in methods
+        ),
+        "interval": "; ".join(
+            f"{m} {_span(joint.loc[m], 'protection')}, {_span(headed.loc[m], 'protection')}" for m in methods
+        ),
+        **_of_study(protection),
+        "verdict": several({m: verdict for m, verdict in found.items() if taken[m] != FAILS}),
+    }
+
+
+def _of_study(table: pd.DataFrame) -> Record:
+    """n and seeds of a study's table."""
+    if table.empty:
+        return {"n": 0, "seeds": ""}
+    return {"n": int(table["n"].min()), "seeds": str(table["seeds"].iloc[0])}
+
+
+# ---- Paths ---------------------------------------------------------------------------------------------------------
+
+SIMPLE = ("linear", "lenet5")  # C2's models
+FEWEST_WEIGHTS = 1000
+PART = 0.5  # C2: of the parameters at most
+
+
+def _parted(paths: pd.DataFrame) -> Record:
+    """C2: every poison that takes accuracy from a simple model, whose seeds see all images."""
+    chosen = paths[paths["architecture"].isin(SIMPLE) & (paths["drawn"] == 1) & (paths["gap"] >= benchmark.PROTECTS)]
+    chosen = benchmark.poisons(chosen[chosen["weights"] >= FEWEST_WEIGHTS])
+    found = {f"{row.study} {row.method}": (row, _partly(row)) for _, row in chosen.iterrows()}
+    sides = {name: kind for name, (_, kind) in found.items()}
+    return {
+        "measured": "; ".join(
+            f"{name} ends {fixed(row.ends)} times as far apart, {fixed(row.share)} of the weights ({kind.verdict})"
+            for name, (row, kind) in found.items()
+        ),
+        "interval": "; ".join(
+            f"{name} {_span(row, 'ends')}, {_span(row, 'share')}" for name, (row, _) in found.items()
+        ),
+        **_of_study(chosen),
+        "verdict": all_of(sides, list(found)) if found else NOT_TESTED,
+    }
+
+
+def _partly(row: Any) -> Side:
+    """One poison's verdict: its ends farther apart, more weights than in the null differ, and fewer than half do."""
+    parts = [
+        judged(_interval(row, "ends"), 1, above=True, log=True),
+        judged(_interval(row, "beyond"), 0, above=True),
+        Side(side(_interval(row, "share"), PART, above=False)),
+    ]
+    verdict = _and(*(part.verdict for part in parts))
+    lost = [part.p for part in parts if part.verdict == FAILS]
+    return Side(verdict, lost[0] if lost else float("nan"))
+
+
+def _interval(row: pd.Series, name: str) -> Interval:
+    return Interval(
+        row[name],
+        row[f"{name}_low"],
+        row[f"{name}_high"],
+        int(row.get("ud_n", row["n"]) if name.startswith("ud_") else row["n"]),
+    )
 
 
 def _span(row: pd.Series, name: str) -> str:
     return f"[{fixed(row[f'{name}_low'])}, {fixed(row[f'{name}_high'])}]"
 
 
-def _spared(own: pd.Series, dense: pd.DataFrame) -> str:
-    """One poison's verdict: its own task taken, and two dense tasks left, of those that clean training learns."""
-    dense = dense[dense["protection"].notna()]
-    if len(dense) < FEWEST_TASKS or math.isnan(own.protection):
-        return NOT_TESTED
-    taken = side(_interval(own, "protection"), TAKEN, above=True)
-    left, kept = (dense["protection_high"] < LEFT).sum(), (dense["protection_low"] > LEFT).sum()
-    enough = HOLDS if left >= FEWEST_TASKS else FAILS if len(dense) - kept < FEWEST_TASKS else UNDECIDED
-    return all_of({"taken": taken, "left": enough}, ["taken", "left"])
-
-
-SIMPLE = ("linear", "lenet5")  # C2's models
-PART, REGAINED = 0.5, 0.5  # C2: of the parameters at most, of the accuracy gap at least
-
-
-def _parted(paths: pd.DataFrame) -> Record:
-    """C2: every poison that takes accuracy from a simple model, whose seeds see all images; one failure decides."""
-    chosen = paths[paths["architecture"].isin(SIMPLE) & (paths["drawn"] == 1) & paths["recovered"].notna()]
-    chosen = chosen[~chosen["method"].str.startswith(NOISE)]
-    found = {f"{row.study} {row.method}": (row, _partly(row)) for _, row in chosen.iterrows()}
-    return {
-        "measured": "; ".join(
-            f"{name} {fixed(row.share)} of the weights, {fixed(row.recovered)} regained ({kind})"
-            for name, (row, kind) in found.items()
-        ),
-        "interval": "; ".join(
-            f"{name} {_span(row, 'share')}, {_span(row, 'recovered')}" for name, (row, _) in found.items()
-        ),
-        "n": int(chosen["n"].min()) if found else 0,
-        "verdict": all_of({name: kind for name, (_, kind) in found.items()}, list(found)) if found else NOT_TESTED,
-    }
-
-
-def _partly(row: Any) -> str:
-    """One poison's verdict: more weights than in the null differ, fewer than half do, and moving them regains half.
-
-    What moving them does is no evidence unless there are more than in the null.
-    """
-    more = side(_interval(row, "beyond"), 0, above=True)
-    if more != HOLDS:
-        return more
-    parts = {
-        "part": side(_interval(row, "share"), PART, above=False),
-        "moved": side(_interval(row, "recovered"), REGAINED, above=True),
-    }
-    return all_of(parts, list(parts))
-
-
-def _interval(row: pd.Series, name: str) -> Interval:
-    return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row["n"]))
+# ---- Defenses and networks -----------------------------------------------------------------------------------------
 
 
 def _listed(rows: pd.DataFrame, label: str, name: str) -> Record:
-    """The cells measured and interval for one value a row."""
+    """The cells measured, interval and n for one value a row."""
     return {
         "measured": "; ".join(f"{row[label]} {fixed(row[name])}" for _, row in rows.iterrows()),
         "interval": "; ".join(f"{row[label]} {_span(row, name)}" for _, row in rows.iterrows()),
         "n": int(rows["n"].min()),
+        "seeds": str(rows["seeds"].iloc[0]),
     }
 
 
@@ -229,31 +369,38 @@ def _first_of(table: pd.DataFrame, place: list[str]) -> pd.DataFrame:
 
 
 def _defended(gains: pd.DataFrame) -> Record:
-    """C6: JPEG's mean gain of UD lies above 0 and, paired by seed, above each other defense's."""
+    """C6: every defense's net gain of UD lies above 0, and JPEG's, paired by seed, above each other's."""
     gains = _first_of(gains, ["dataset", "architecture"])
     own, others = gains[gains["defense"] == JPEG], gains[gains["defense"] != JPEG]
     listed = _listed(gains, "defense", "gain")
-    listed["measured"] = (
-        f"{gains['dataset'].iloc[0]}, mean gain of log UD over {gains['methods'].iloc[0]} poisons: {listed['measured']}"
-    )
+    what = f"{gains['dataset'].iloc[0]}, net gain of log UD over {gains['methods'].iloc[0]} poisons"
+    listed["measured"] = f"{what}: {listed['measured']}"
     if own.empty or others.empty:
         return listed | {"verdict": NOT_TESTED}
-    parts = {"gain": side(_interval(own.iloc[0], "gain"), 0, above=True)}
-    parts |= {row["defense"]: side(_interval(row, "jpeg_more"), 0, above=True) for _, row in others.iterrows()}
-    return listed | {"verdict": all_of(parts, list(parts))}
+    if unshown := _unshown(gains["noise_ud"].iloc[0]):
+        return listed | unshown
+    sides = {f"{row['defense']} gain": judged(_interval(row, "gain"), 0, above=True) for _, row in gains.iterrows()}
+    more = {row["defense"]: judged(_interval(row, "jpeg_more"), 0, above=True) for _, row in others.iterrows()}
+    return listed | {"verdict": all_of(sides | more, [*sides, *more])}
 
 
 def _stronger(compared: pd.DataFrame) -> Record:
     """C7: log UD of the transformer minus the largest of the CNNs', pooled and method by method."""
     compared = _first_of(compared, ["dataset", "transformer"])
-    pooled, single = (compared[(compared["method"] == comparisons.POOLED) == which] for which in (True, False))
-    more = (single["more"] > 0).mean()
-    verdict = side(_interval(pooled.iloc[0], "more"), 0, above=True)
-    listed = _listed(compared, "method", "more")
     first = compared.iloc[0]
-    what = f"{first['dataset']}, log UD of {first['transformer']} minus the largest of the CNNs'"
-    listed["measured"] = f"{what}: {listed['measured']}"
-    return listed | {"verdict": UNDECIDED if verdict == HOLDS and more < 0.5 else verdict}
+    listed = _listed(compared, "method", "more")
+    place = f"{first['dataset']}, log UD of {first['transformer']} minus the largest of the CNNs'"
+    listed["measured"] = f"{place}: {listed['measured']}"
+    if not first["clean"] > first["clean_cnn"]:
+        both = f"{fixed(first['clean'])} and {fixed(first['clean_cnn'])}"
+        why = f"{first['transformer']} is the weaker network ({both} on clean images)"
+        return listed | {"measured": f"{why}; {listed['measured']}", "verdict": NOT_TESTED}
+    if unshown := _unshown(first["noise_ud"]):
+        return listed | unshown
+    pooled, single = (compared[(compared["method"] == comparisons.POOLED) == which] for which in (True, False))
+    verdict = side(_interval(pooled.iloc[0], "more"), 0, above=True)
+    few = (single["more"] > 0).mean() < 0.5
+    return listed | {"verdict": UNDECIDED if verdict == HOLDS and few else verdict}
 
 
 def evidence(path: str) -> pd.DataFrame:

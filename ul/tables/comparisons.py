@@ -8,12 +8,11 @@ import pandas as pd
 
 from ..base import stats
 from ..base.errors import Record
-from ..base.names import CLEAN, NETWORKS, NOISE
+from ..base.names import CLEAN, NETWORKS
 from . import benchmark
 
 TRANSFORMERS = tuple(name for name, network in NETWORKS.items() if network.transformer)
 POOLED = "all"
-TINY = 1e-9  # nats; a layer may have no SAL at all
 
 
 def with_bases(settings: Iterable[str]) -> list[str]:
@@ -22,35 +21,36 @@ def with_bases(settings: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([*(name.partition("-")[0] for name in settings), *settings]))
 
 
-def poisons(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of poisons: neither clean nor a kind of noise."""
-    return frame[~frame["method"].str.startswith((CLEAN, NOISE))]
-
-
 def logs(frame: pd.DataFrame) -> pd.Series:
-    """log UD (layers) of every poison's runs by BLOCK, method and seed; zeros are raised to their floors."""
-    part = poisons(frame)
-    values = np.log(benchmark.raised(part, "ud_layers"))
-    return pd.Series(values.to_numpy(), index=pd.MultiIndex.from_frame(part[[*benchmark.BLOCK, "method", "seed"]]))
+    """log UD (layers) of every run by BLOCK, method and seed; nan where there is none, or it is 0."""
+    values = np.log(frame["ud_layers"].where(frame["ud_layers"] > 0))
+    return pd.Series(values.to_numpy(), index=pd.MultiIndex.from_frame(frame[[*benchmark.BLOCK, "method", "seed"]]))
 
 
-GAINS = ["dataset", "architecture", "defense", "methods", "n", "gain", "gain_low", "gain_high"]
-GAINS += ["jpeg_more", "jpeg_more_low", "jpeg_more_high", "p_holm"]
+GAINS = ["dataset", "architecture", "defense", "methods", "n", "seeds", "gain", "gain_low", "gain_high"]
+GAINS += ["noise_ud", "on_clean", "jpeg_more", "jpeg_more_low", "jpeg_more_high", "p_holm"]
 
 
 def defense_gains(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a defense: gain, by how much it raises log UD on average over the poisons run with and without it.
+    """One row a defense: gain, by how much it raises log UD of poisons beyond what it does to clean images.
 
-    dataset, architecture, defense, methods (how many), n (seeds that all of them have), gain over runs of as many
-    epochs without a defense, with its t-interval over seeds, p_holm; jpeg_more: jpeg's gain minus this defense's over
-    the poisons of both, paired by seed (nan for jpeg). Ends are nan for one seed. Empty if no poison was run both ways.
+    dataset, architecture, defense, methods (how many poisons with a UD above 0 both ways), n and seeds (those that all
+    of them have), gain: the mean over them of log UD under the defense less that without one after as many epochs, less
+    the same of the clean runs (on_clean, their mean), with its t-interval over seeds, p_holm; jpeg_more: jpeg's gain
+    minus this defense's over the poisons of both, paired by seed (nan for jpeg); noise_ud: `benchmark.noise_ud` without
+    a defense. Ends are nan for one seed. Empty if no poison was run both ways.
     """
     wide = logs(frame).unstack("defense")
     if set(wide.columns) <= {"none"} or "none" not in wide:
         return pd.DataFrame(columns=GAINS)
     gains = wide.drop(columns="none").sub(wide["none"], axis=0)
     gains = gains.groupby(["dataset", "architecture", "method", "seed"]).mean()  # defenses may need other epochs
-    rows = [row for place, part in gains.groupby(["dataset", "architecture"]) for row in _gains(place, part)]
+    bare = frame[frame["defense"] == "none"].set_index(["dataset", "architecture"]).sort_index()
+    rows = [
+        row | {"noise_ud": benchmark.noise_ud(bare.loc[place])}
+        for place, part in gains.groupby(["dataset", "architecture"])
+        for row in _gains(place, part)
+    ]
     found = pd.DataFrame(rows, columns=[*GAINS[:-1], "p"])
     found["p_holm"] = stats.holm(found.pop("p"))
     return found
@@ -58,15 +58,21 @@ def defense_gains(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _gains(place: tuple[Any, ...], part: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
-    for defense in part.columns[part.notna().any()]:
-        own = by_seed(part[[defense]])
+    named = part.index.get_level_values("method")
+    clean = part[named == CLEAN].droplevel("method")
+    mine = part[~named.map(benchmark.is_baseline)]
+    net = mine.sub(clean.reindex(mine.index.droplevel("method")).to_numpy())
+    for defense in part.columns:
+        own = by_seed(net[[defense]])
+        if own.empty:
+            continue
         interval = stats.student(own[defense])
         row = dict(zip(("dataset", "architecture"), place, strict=True)) | {"defense": defense}
-        row |= {"methods": part[defense].dropna().index.unique("method").size, "n": interval.n}
-        row |= interval.columns("gain") | {"p": stats.p_value(own[defense])}
-        if defense != "jpeg" and "jpeg" in part and len(both := by_seed(part[["jpeg", defense]])):
+        row |= {"methods": net[[defense]].dropna().index.unique("method").size, "n": interval.n}
+        row |= interval.columns("gain") | {"on_clean": clean[defense].mean(), "p": stats.p_value(own[defense])}
+        if defense != "jpeg" and "jpeg" in part and len(both := by_seed(net[["jpeg", defense]])):
             row |= stats.paired(both["jpeg"], both[defense]).columns("jpeg_more")
-        rows.append(row)
+        rows.append(row | {"seeds": benchmark.span(own.index.get_level_values("seed"))})
     return rows
 
 
@@ -77,22 +83,31 @@ def by_seed(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def stronger(frame: pd.DataFrame) -> pd.DataFrame:
-    """Transformers beside CNNs: log UD of the transformer minus the largest of the CNNs', one row a method.
+    """Transformers beside CNNs: log UD of the transformer minus the largest of the CNNs', one row a poison.
 
     dataset, transformer, method (POOLED: the mean over all of them), n (seeds that all have), more with its t-interval,
-    p_holm over the single methods. The largest is taken seed by seed, which with several CNNs leans to their side;
-    zeros are raised to the largest floor of the seed's compared networks. Empty without runs of both kinds.
+    p_holm over the single methods; noise_ud: the transformer's; clean, clean_cnn: test accuracy of the transformer and
+    of the best CNN, both trained on clean images. The largest is taken seed by seed, which with several CNNs leans to
+    their side; runs with a UD of 0 or none are left out. Empty without runs of both kinds.
     """
     rows = []
-    floor = benchmark.FLOORS["ud_layers"]
     for dataset, part in frame[(frame["defense"] == "none") & (frame["architecture"] != "linear")].groupby("dataset"):
-        part = part.assign(**{floor: part.groupby(["method", "seed"])[floor].transform("max")})
-        wide = logs(part).groupby(level=["architecture", "method", "seed"]).mean().unstack("architecture")
+        wide = (
+            logs(benchmark.poisons(part))
+            .groupby(level=["architecture", "method", "seed"])
+            .mean()
+            .unstack("architecture")
+        )
+        clean = part[part["method"] == CLEAN].groupby("architecture")["test_accuracy"].mean()
         cnns = [name for name in wide if name not in TRANSFORMERS]
         for name in wide.columns.intersection(TRANSFORMERS) if cnns else []:
             both = wide[[name, *cnns]].dropna()
             more = (both[name] - both[cnns].max(axis=1)).rename("more")
-            rows += [{"dataset": dataset, "transformer": name} | row for row in _more(more)] if len(more) else []
+            place = {"dataset": dataset, "transformer": name}
+            place |= {"clean": clean[name], "clean_cnn": clean[cnns].max()}
+            place |= {"noise_ud": benchmark.noise_ud(part[part["architecture"] == name])}
+            place |= {"seeds": benchmark.span(both.index.unique("seed"))}
+            rows += [place | row for row in _more(more)] if len(more) else []
     return pd.DataFrame(rows)
 
 
@@ -105,7 +120,7 @@ def sal_by_epoch(runs: list[Record]) -> pd.DataFrame:
     rows = []
     for run in (r for r in runs if r["config"]["method"] != CLEAN):
         config = run["config"]
-        logs = [np.log(benchmark.sal_matrix(r) + TINY).mean(1) for r in (run, clean[config["seed"]])]
+        logs = [np.log(benchmark.sal_matrix(r) + benchmark.TINY).mean(1) for r in (run, clean[config["seed"]])]
         place = {"dataset": config["dataset"], "method": config["method"]}
         epochs = [probe["epoch"] for probe in run["sal"]]
         rows += [place | {"epoch": e, "ratio": v} for e, v in zip(epochs, np.exp(logs[0] - logs[1]), strict=True)]

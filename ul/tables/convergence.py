@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..base import records
+from ..base import records, stats
 from ..base.errors import Record
 from ..base.names import CLEAN
 from . import benchmark
@@ -18,6 +18,7 @@ EPOCHS = ["method", "seed", "epoch", "train_loss", "train_accuracy", "test_loss"
 EPOCHS += ["gradient_norm", "distance", "curvature"]
 FLAT = ["method", "seed", "sam", "test_accuracy"]
 FLAT += [f"{what}_{part}" for part in ("own", "clean") for what in ("loss", "sharpness", "curvature")] + ["sal", "ud"]
+SHARES = ("accuracy_then", "accuracy_end", "walked_after")  # among the moments
 DONE = 0.9  # share of the fall of the training loss after which a run counts as converged
 
 
@@ -48,7 +49,7 @@ def moments(found: Record) -> pd.DataFrame:
         row = {"converged": when, "accuracy_then": then, "accuracy_end": end, "later": end - then}
         row |= {"walked_after": _walked_after(run["path"], when / table.index[-1])}
         rows.append({"method": run["config"]["method"]} | row)
-    return benchmark.over_seeds(pd.DataFrame(rows), ["method"])
+    return benchmark.over_seeds(pd.DataFrame(rows), ["method"], SHARES)
 
 
 def _walked_after(path: Record, share: float) -> float:
@@ -73,7 +74,7 @@ def shares(found: Record) -> pd.DataFrame:
         for row in found["differences"]
         for layer, weights in found["layers"]
     ]
-    return benchmark.over_seeds(pd.DataFrame(rows), ["method", "layer", "weights"])
+    return benchmark.over_seeds(pd.DataFrame(rows), ["method", "layer", "weights"], ["share"])
 
 
 def possible(found: Record) -> pd.DataFrame:
@@ -91,8 +92,26 @@ def concentration(found: Record) -> pd.DataFrame:
     return _over_seeds(found["differences"], ["method", "gini", "top"])
 
 
+def ends(found: Record) -> pd.DataFrame:
+    """How far poisoned runs end from the clean run of their seed, over what two clean runs end apart, seed by seed.
+
+    Rows method, n, seeds, ends: geometric mean ratio with its interval. Runs of one seed share their batches, two clean
+    runs do not, so that 1 already says that the poison moves the end as far as another order does.
+    """
+    rows = {(row["method"], row["seed"]): row["end"] for row in found["differences"]}
+    seeds = [seed for method, seed in rows if method == CLEAN]
+    out = []
+    for name in dict.fromkeys(method for method, _ in rows if method != CLEAN):
+        values = [rows[name, seed] / rows[CLEAN, seed] for seed in seeds]
+        named = {"method": name, "n": len(values), "seeds": benchmark.span(seeds)}
+        out.append(named | stats.ratios(values).columns("ends"))
+    return pd.DataFrame(out)
+
+
 def _over_seeds(rows: Iterable[Record], columns: Sequence[str]) -> pd.DataFrame:
-    return benchmark.over_seeds(pd.DataFrame([{c: row[c] for c in columns} for row in rows]), ["method"])
+    """All columns but method are shares."""
+    table = pd.DataFrame([{c: row[c] for c in columns} for row in rows])
+    return benchmark.over_seeds(table, ["method"], columns)
 
 
 def inequality(found: Record) -> dict[str, np.ndarray]:
@@ -131,23 +150,25 @@ def _in_order(table: pd.DataFrame) -> Callable[[pd.Series], pd.Series]:
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:
     """`interventions` over seeds: method, do, moved, n; weights, accuracy and recovered with t-intervals."""
-    return benchmark.over_seeds(table.drop(columns="seed"), ["method", "do", "moved"])
+    return benchmark.over_seeds(table.drop(columns="seed"), ["method", "do", "moved"], ["accuracy"])
 
 
 def evidence(study: str, found: Record, share: pd.DataFrame, maybe: pd.DataFrame, effect: pd.DataFrame) -> pd.DataFrame:
-    """What claim C2 is judged by: a row a poison with share, beyond, possible, gap and recovered, with intervals.
+    """What claim C2 is judged by: a row a poison, with intervals.
 
-    study: its name; drawn: the share of the images that a seed sees; possible: `possible`; gap: accuracy that the
-    poison takes; recovered: by transplanting the differing parameters.
+    study: its name; ends: `ends`; drawn: the share of the images that a seed sees; possible: `possible`; gap: accuracy
+    that the poison takes; recovered: by transplanting the differing parameters.
     """
     config = found["runs"][0]["config"]
     named = {"study": study} | {name: config[name] for name in ("dataset", "architecture", "drawn")}
     whole = share[(share["layer"] == "all") & (share["method"] != CLEAN)].set_index("method")
+    apart = ends(found).set_index("method")
     part, maybe = effect[effect["do"] == "transplant"].set_index(["moved", "method"]), maybe.set_index("method")
     rows = []
     for method, row in whole.iterrows():
         moved = part.loc["differing", method]
         out = named | {"method": method} | row.drop("layer").to_dict() | maybe.loc[method].drop("n").to_dict()
+        out |= apart.loc[method].drop("n").to_dict()
         out["gap"] = part.loc["everything", method]["accuracy"] - part.loc["nothing", method]["accuracy"]
         rows.append(out | {c: moved[c] for c in ("recovered", "recovered_low", "recovered_high")})
     return pd.DataFrame(rows)
@@ -184,4 +205,6 @@ def _view(record: Record) -> View:
 
 def flat(found: Record) -> pd.DataFrame:
     """`flatness.measure` over seeds: means with t-intervals, a row a method and radius of SAM."""
-    return benchmark.over_seeds(pd.DataFrame(found["flat"])[FLAT].drop(columns="seed"), ["method", "sam"])
+    return benchmark.over_seeds(
+        pd.DataFrame(found["flat"])[FLAT].drop(columns="seed"), ["method", "sam"], ["test_accuracy"]
+    )

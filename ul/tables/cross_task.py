@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from ..base import stats, ud
+from ..base import stats
 from ..base.errors import InputError, Record
 from ..base.names import CLEAN, NOISE, TASKS
 from . import benchmark
@@ -38,24 +38,27 @@ def protection(frame: pd.DataFrame, target: str) -> pd.DataFrame:
 
     protection: the share of the gap between clean training and knowing no image that the poison removes, per seed
     (clean - poison) / (clean - uninformed): 0 protects nothing, 1 leaves nothing. nan where clean training is not
-    better than knowing nothing. value: the metric itself; p: two-sided t-test of the protection against 0, p_holm over
-    the methods and tasks of a regime. beyond_noise: protection less that of noise, paired by seed. own: the task is the
-    poison's target; dense: it has an answer for every pixel. Raises InputError without clean runs.
+    better than knowing nothing. seeds: which; value: the metric itself; p: two-sided t-test of the protection against
+    0, p_holm over the poisons and tasks of a regime. beyond_noise: protection less that of noise, paired by seed. own:
+    the task is the poison's target; dense: it has an answer for every pixel. Raises InputError without clean runs.
     """
     rows = []
     kept = {}
-    for regime, method, task, own, clean, nothing in _paired(frame):
+    for regime, method, task, seeds, own, clean, nothing in _paired(frame):
         gap = clean - nothing
         row = {"regime": regime, "method": method, "task": task, "own": task == target}
-        row |= {"dense": TASKS[task].dense, "n": len(own)} | stats.student(own).columns("value")
+        row |= {"seeds": benchmark.span(seeds)}
+        row |= {"dense": TASKS[task].dense, "n": len(own)}
+        row |= (stats.share if TASKS[task].unit == "share" else stats.student)(own).columns("value")
         learnt = np.sign(gap) == (1 if TASKS[task].higher else -1)
         shares = (clean - own) / gap if learnt.all() else np.full(len(own), np.nan)
         kept[regime, method, task] = shares
-        row |= stats.student_or_nan(shares).columns("protection") | {"p": stats.p_value(shares)}
+        row |= stats.known(shares).columns("protection") | {"p": stats.p_value(shares)}
         rows.append(row)
     for row in rows:
-        row |= stats.student_or_nan(_beyond(kept, row)).columns("beyond_noise")
+        row |= stats.known(_beyond(kept, row)).columns("beyond_noise")
     found = pd.DataFrame(rows)
+    found["p"] = found["p"].where(~found["method"].map(benchmark.is_baseline))
     found["p_holm"] = found.groupby("regime")["p"].transform(stats.holm)
     return found
 
@@ -89,7 +92,7 @@ def _beyond(shares: Mapping[tuple[str, str, str], np.ndarray], row: Mapping[str,
 
 
 def _paired(frame: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
-    """(regime, method, task, values, clean's, uninformed's) of all conditions but clean, arrays over the same seeds."""
+    """(regime, method, task, seeds, values, clean's, uninformed's) of all conditions but clean, over the same seeds."""
     wide = frame.pivot(index="seed", columns=["regime", "method", "task"], values="value")
     for regime, method, task in wide.columns:
         if method in (CLEAN, UNINFORMED):
@@ -98,7 +101,7 @@ def _paired(frame: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
             raise InputError(f"no clean {regime} run of {task} to compare {method} with; add it to the study")
         columns = [(regime, method, task), (regime, CLEAN, task), ("none", UNINFORMED, task)]
         part = wide[columns].dropna()
-        yield regime, method, task, *(part[c].to_numpy() for c in columns)
+        yield regime, method, task, part.index, *(part[c].to_numpy() for c in columns)
 
 
 def delta_m(frame: pd.DataFrame) -> pd.DataFrame:
@@ -108,13 +111,13 @@ def delta_m(frame: pd.DataFrame) -> pd.DataFrame:
     (Vandenhende et al., TPAMI 2021, eq. 9).
     """
     changes: dict[tuple[str, str], list[np.ndarray]] = {}
-    for regime, method, task, own, clean, _ in _paired(frame):
+    for regime, method, task, _, own, clean, _ in _paired(frame):
         sign = 1 if TASKS[task].higher else -1
         change = np.divide(own - clean, clean, out=np.full(len(own), np.nan), where=clean != 0)
         changes.setdefault((regime, method), []).append(100 * sign * change)
     return pd.DataFrame(
         [
-            {"regime": r, "method": m, "n": len(parts[0])} | stats.student_or_nan(np.mean(parts, 0)).columns("delta_m")
+            {"regime": r, "method": m, "n": len(parts[0])} | stats.known(np.mean(parts, 0)).columns("delta_m")
             for (r, m), parts in changes.items()
         ]
     )
@@ -129,7 +132,11 @@ def matrix(run: Record, task: str) -> np.ndarray:
 
 
 def unlearnable(runs: Sequence[Record]) -> pd.DataFrame:
-    """UD of the shared encoder by task and for the joint loss: rows method, task, n and UD over seeds (log scale)."""
+    """UD of the shared encoder by task and for the joint loss: rows method, task, n, zeros, UD over seeds, text.
+
+    n: the seeds whose clean run counts enough layers (`ud.countable`); zeros: in how many of them UD is 0, and then it
+    has no interval.
+    """
     clean = {run["config"]["seed"]: run for run in runs if run["config"]["method"] == CLEAN}
     rows = []
     for run in runs:
@@ -138,15 +145,13 @@ def unlearnable(runs: Sequence[Record]) -> pd.DataFrame:
             continue
         for task in run["probes"][0]["sal"]:
             own, twin = matrix(run, task), matrix(clean[config["seed"]], task)
-            distance = max(ud.distance(own, twin), ud.floor(twin))
-            rows.append({"method": config["method"], "task": task, "ud": distance})
-    return pd.DataFrame(
-        [
-            {"method": m, "task": t, "n": len(part)}
-            | stats.paired(part["ud"], np.ones(len(part)), log=True).columns("ud")
-            for (m, t), part in pd.DataFrame(rows).groupby(["method", "task"], sort=False)
-        ]
-    )
+            rows.append({"method": config["method"], "task": task, "ud": benchmark.distance(own, twin)})
+    found = []
+    for (method, task), part in pd.DataFrame(rows).groupby(["method", "task"], sort=False):
+        interval = benchmark.of_ratios(part["ud"])
+        row = {"method": method, "task": task, "n": interval.n, "zeros": int((part["ud"] == 0).sum())}
+        found.append(row | interval.columns("ud") | {"text": benchmark.in_brief(interval, row["zeros"])})
+    return pd.DataFrame(found)
 
 
 def alike(runs: Sequence[Record]) -> pd.DataFrame:

@@ -48,7 +48,7 @@ def about_classes(frame: pd.DataFrame, method: str, guess: float) -> pd.DataFram
         if method in wide:
             how = "" if defense == "none" else f", if the trainer uses {defense}"
             share = (wide[CLEAN] - wide[method]) / (gap if (gap > 0).all() else float("nan"))
-            rows.append(_row(f"the classes{how}", stats.student_or_nan(share)))
+            rows.append(_row(f"the classes{how}", stats.known(share)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -74,12 +74,16 @@ def sentences(answers: pd.DataFrame) -> Iterator[str]:
 
 def distance(row: pd.Series) -> str:
     """UD in words, from a row of `benchmark.by_method`: below, above or not told from that of clean images, 1."""
-    low, high = row["ud_layers_low"], row["ud_layers_high"]
-    if row["n"] < 2:
+    low, high, n = row["ud_layers_low"], row["ud_layers_high"], int(row["ud_n"])
+    if n == 0:
+        return f"no UD: the clean runs have too few learnable layers to count by (learnable layers {row['counts']})"
+    if row["zeros"]:
+        return f"UD is 0 in {row['zeros']} of {n} runs: no layer counts as learnable there"
+    if n < 2:
         return f"UD {stats.fixed(row['ud_layers'])}, n=1: cannot be told from one run"
     side = "below" if high < 1 else "above" if low > 1 else "not told from"
     value, ends = stats.fixed(row["ud_layers"]), f"[{stats.fixed(low)}, {stats.fixed(high)}]"
-    return f"UD {value} {ends}, n={row['n']:.0f}: {side} the 1 of clean images"
+    return f"UD {value} {ends}, n={n}: {side} the 1 of clean images"
 
 
 def beside(summary: pd.DataFrame, path: Path | str | None) -> pd.DataFrame:

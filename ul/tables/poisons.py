@@ -41,12 +41,13 @@ def _row(poison: Record, frame: pd.DataFrame) -> Record:
     row = {name: poison[name] for name in ("dataset", "method", "recipe", "eps", "passes_per_image")}
     row |= {name: poison["sizes"][name] for name in ("linf", "l2", "l2_mean", "l0")}
     row["separability"] = poison["separability"]
-    accuracy = stats.student(frame.loc[frame["method"] == method, "test_accuracy"])
+    accuracy = stats.share(frame.loc[frame["method"] == method, "test_accuracy"])
     row |= {"n": accuracy.n} | accuracy.columns("test_accuracy")
     for base in (CLEAN, NOISE):
         row |= benchmark.compare(frame, method, "test_accuracy", against=base).columns(f"minus_{base}")
     by_seed = frame.pivot(index="seed", columns="method", values="test_accuracy")
-    return row | {"p_noise": stats.p_value(by_seed[method] - by_seed[NOISE])}
+    less = by_seed[method] - by_seed[NOISE]
+    return row | {"p_noise": float("nan") if benchmark.is_baseline(method) else stats.p_value(less)}
 
 
 def _completed(part: pd.DataFrame) -> pd.DataFrame:
@@ -110,7 +111,7 @@ def _defended(wide: pd.DataFrame, name: tuple[Any, ...]) -> Record:
         raise InputError(f"no run of {what} to compare with; add it to the grid")
     both = wide[list(dict.fromkeys(wanted))].dropna()  # the seeds that all of them have
     own, clean, bare, bare_clean = (both[w] for w in wanted)
-    accuracy, gain = stats.student(own), stats.paired(own, bare)
+    accuracy, gain = stats.share(own), stats.paired(own, bare)
     row = dict(zip([*GROUP, "method"], name, strict=True)) | {"n": accuracy.n} | accuracy.columns("test_accuracy")
     row |= gain.columns("gain") | {"p": stats.p_value(own - bare)}
     row |= stats.paired(bare_clean, bare).columns("protection")

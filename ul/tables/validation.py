@@ -78,12 +78,8 @@ def trend(frame: pd.DataFrame, column: str) -> stats.Interval:
 
     A constant column has no order; it counts as 0.
     """
-    return _over_seeds([tau(part["value"], part[column]) for _, part in frame.groupby("seed")])
-
-
-def _over_seeds(taus: Sequence[float]) -> stats.Interval:
-    """A t-interval, cut to where a correlation can lie."""
-    return stats.student(taus).within(-1, 1)
+    taus = [tau(part["value"], part[column]) for _, part in frame.groupby("seed")]
+    return stats.correlations(taus, frame["value"].nunique(), kind="kendall")
 
 
 def tau(a: Sequence[float], b: Sequence[float]) -> float:
@@ -130,7 +126,8 @@ def steadiness(frame: pd.DataFrame, default: str) -> pd.DataFrame:
         own = wide.loc[name]
         rows[name] = {"n": len(own), "tau_of_means": tau(own.mean(), base.mean())}
         for column, other in (("tau", base), ("accuracy_tau", accuracy)):
-            rows[name] |= _over_seeds([tau(own.loc[s], other.loc[s]) for s in own.index]).columns(column)
+            taus = [tau(own.loc[s], other.loc[s]) for s in own.index]
+            rows[name] |= stats.correlations(taus, own.shape[1], kind="kendall").columns(column)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("choice")
 
 
@@ -150,6 +147,7 @@ def agreement(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Kendall's tau of each column with test accuracy over methods, per seed with its t-interval: score, tau, n."""
     rows = []
     for column in columns:
-        found = _over_seeds([tau(g[column], g["test_accuracy"]) for _, g in frame.groupby("seed")])
+        taus = [tau(g[column], g["test_accuracy"]) for _, g in frame.groupby("seed")]
+        found = stats.correlations(taus, frame["method"].nunique(), kind="kendall")
         rows.append({"score": column} | found.columns("tau") | {"n": found.n})
     return pd.DataFrame(rows)
