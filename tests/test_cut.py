@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ul.base.errors import InputError
 from ul.nets import classifiers
 from ul.sharpness import cut
 
@@ -30,7 +29,7 @@ def test_head_and_tail_are_the_network_also_after_the_layer_changed(name):
     model, images = used(name)
     traced = cut.traced(model, images)
     for layer in classifiers.probed_layers(model):
-        head, tail = cut.cut(model, traced, layer)
+        head, tail = cut.cut(model, traced, layer, images[:1])
         inputs, weight = head(images), model.get_submodule(layer).weight
         torch.testing.assert_close(tail(*inputs), model(images), rtol=1e-4, atol=1e-4)
         kept = weight.clone()
@@ -56,7 +55,7 @@ def test_bare_parameters_are_on_their_side_of_the_cut(layer):
     model, images = Positioned().eval().requires_grad_(False), torch.randn(4, 5)
     traced = cut.traced(model, images)
     assert traced is not None
-    head, tail = cut.cut(model, traced, layer)
+    head, tail = cut.cut(model, traced, layer, images[:1])
     inputs = head(images)
     model.get_submodule(layer).weight.mul_(1.5)
     torch.testing.assert_close(tail(*inputs), model(images))
@@ -69,7 +68,7 @@ def test_bare_parameters_are_on_their_side_of_the_cut(layer):
 def test_the_tail_has_no_layer_that_is_not_reached_and_one_norm(layer, convolutions, norms):
     """Those after the layer's block, in it only what follows; every norm but the probed layer's own is folded."""
     model, images = used()
-    _, tail = cut.cut(model, cut.traced(model, images), layer)
+    _, tail = cut.cut(model, cut.traced(model, images), layer, images[:1])
     found = {part.target for part in tail.graph.nodes if part.op == "call_module"}
     found = [tail.get_submodule(name) for name in found]
     assert sum(isinstance(m, nn.Conv2d) for m in found) == convolutions
@@ -80,7 +79,7 @@ def test_the_networks_own_modules_stay_as_they_were():
     model, images = used()
     before, inside = model(images), list(model.modules())
     for layer in classifiers.probed_layers(model):
-        cut.cut(model, cut.traced(model, images), layer)
+        cut.cut(model, cut.traced(model, images), layer, images[:1])
     assert torch.equal(model(images), before)
     assert all(a is b for a, b in zip(inside, model.modules(), strict=True))
 
@@ -104,16 +103,45 @@ def test_a_layer_that_is_called_twice(layer):
     model = Shared().eval().requires_grad_(False)
     model.norm.running_var.fill_(0.3)
     images = torch.rand((2, 3, 16, 16))
-    head, tail = cut.cut(model, cut.traced(model, images), layer)
+    head, tail = cut.cut(model, cut.traced(model, images), layer, images[:1])
     inputs = head(images)
     model.get_submodule(layer).weight.mul_(2)
     torch.testing.assert_close(tail(*inputs), model(images), rtol=1e-4, atol=1e-4)
 
 
-def test_a_layer_that_is_never_called():
+def test_a_layer_that_is_never_called_leaves_the_network_whole(log):
     model, images = Shared().eval(), torch.rand((2, 3, 16, 16))
-    with pytest.raises(InputError, match="never calls unused"):
-        cut.cut(model, cut.traced(model, images), "unused")
+    _, tail = cut.cut(model, cut.traced(model, images), "unused", images)
+    assert tail is model
+    assert log.read_text() == "SAL takes the whole network for unused, which is not called as a module\n"
+
+
+class Twice(nn.Module):
+    """One convolution before two norms, and a weight that is read by its module and by a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 3, 1, bias=False), nn.Linear(3, 3)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(3), nn.BatchNorm2d(3)])
+
+    def forward(self, x):
+        for norm in self.norms:
+            x = F.relu(norm(self.conv(x)))
+        return self.fc(F.linear(x.mean((2, 3)), self.fc.weight))
+
+
+@pytest.mark.parametrize("layer", ["conv", "fc"])
+def test_parts_that_compute_something_else_are_given_up(layer, log):
+    model, images = Twice().eval().requires_grad_(False), torch.rand((2, 3, 8, 8))
+    model.norms[0].running_var.fill_(0.1)
+    _, tail = cut.cut(model, cut.traced(model, images), layer, images)
+    kept = model.get_submodule(layer).weight.clone()
+    if tail is model:
+        assert f"SAL takes the whole network for {layer}: its parts compute something else" in log.read_text()
+    assert torch.equal(model.get_submodule(layer).weight, kept)
+    model.get_submodule(layer).weight.mul_(1.5)
+    head, tail = cut.cut(model, cut.traced(model, images), layer, images)
+    torch.testing.assert_close(tail(*head(images)), model(images))
 
 
 class Counts(nn.Module):
@@ -158,7 +186,7 @@ def log(tmp_path, monkeypatch):
 def test_what_cannot_be_traced_stays_whole_and_the_log_says_so(model, line, log):
     x = torch.ones(1, 2)
     assert cut.traced(model, x) is None
-    head, tail = cut.cut(model, None, "fc")
+    head, tail = cut.cut(model, None, "fc", x)
     assert tail is model and head(x)[0] is x
     said = log.read_text().splitlines()
     assert len(said) == 1 and re.fullmatch(f"SAL takes the whole network for every layer: {line}", said[0])

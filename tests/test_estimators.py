@@ -119,14 +119,14 @@ def test_float32_is_float32_on_a_gpu_as_well():
     allowed = []
 
     def loss(outputs, targets):
-        allowed.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        allowed.append((torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
         return torch.nn.functional.cross_entropy(outputs, targets)
 
     net = small_net(name="lenet5")
     sal.per_layer(*net, loss=loss, layers=["fc3"])
-    assert set(allowed) == {(False, False)}
+    assert set(allowed) == {("ieee", "ieee")}
     sal.per_layer(*net, loss=loss, layers=["fc3"], precision="tf32")
-    assert set(allowed) == {(False, False), (True, True)}
+    assert set(allowed) == {("ieee", "ieee"), ("tf32", "tf32")}
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from torch.fx.passes.split_module import split_module
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..base import records
-from ..base.errors import InputError
 
 SAME = 1e-5  # of the largest output: what rounding may add
+NEAR = 1e-3  # of the largest output: what folding batch norms may add in a deep network
+MOVED = 0.5  # of a weight's length: how far it is moved to compare parts with the network
 Parts = tuple[Callable[[Tensor], tuple[Any, ...]], nn.Module]  # head and tail of a network
 
 
@@ -36,22 +37,52 @@ def traced(model: nn.Module, images: Tensor) -> fx.GraphModule | None:
     return graph
 
 
-def cut(model: nn.Module, graph: fx.GraphModule | None, layer: str) -> Parts:
+def cut(model: nn.Module, graph: fx.GraphModule | None, layer: str, images: Tensor) -> Parts:
     """(head, tail) with tail(*head(x)) = model(x); what `layer` does not reach is in the head, and only there.
 
     layer: a name in model.named_modules(). The tail holds the layer itself and frozen copies of the rest of what it
     reaches, each batch norm folded into the convolution before it, so it is right as long as only that layer changes.
-    Without a graph the head is the identity and the tail the whole model. Raises InputError if the model does not
-    call the layer.
+    It is compared with the whole network on `images`, with the weight as it is and moved at random; where they differ
+    (the weight is read elsewhere as well, a hook changes what is folded), where the layer is never called as a module,
+    and without a graph the head is the identity and the tail the whole model, with a line in the log.
     """
+    whole: Parts = (lambda x: (x,), model)
     if graph is None:
-        return lambda x: (x,), model
+        return whole
     probed = model.get_submodule(layer)
     reached = _reached(graph, probed)
     if not reached:
-        raise InputError(f"the network never calls {layer}; name other layers")
+        records.note(f"SAL takes the whole network for {layer}, which is not called as a module")
+        return whole
     parts = split_module(graph, model, lambda node: int(node in reached), keep_original_order=True)
-    return _until(parts, "submod_1"), _folded(cast(fx.GraphModule, parts.submod_1), probed)
+    found: Parts = (_until(parts, "submod_1"), _folded(cast(fx.GraphModule, parts.submod_1), probed))
+    try:
+        far = _apart(found, model, cast(Tensor, probed.weight), images)
+    except Exception as error:  # parts of a network that does what a graph cannot hold
+        records.note(f"SAL takes the whole network for {layer}: its parts do not run ({records.reason(error)})")
+        return whole
+    if not far <= NEAR:  # NaN among them
+        records.note(f"SAL takes the whole network for {layer}: its parts compute something else (by {far:.2g})")
+        return whole
+    return found
+
+
+def _apart(parts: Parts, model: nn.Module, weight: Tensor, images: Tensor) -> float:
+    """How far parts and network differ, of the largest output: at this weight, and at one moved by MOVED of it."""
+    (head, tail), start, far = parts, weight.detach().clone(), 0.0
+    rng = torch.Generator().manual_seed(0)
+    offset = torch.randn(start.shape, generator=rng).to(start)
+    with torch.no_grad():
+        inputs = head(images)
+        try:
+            for share in (0.0, MOVED):
+                weight.copy_(start + offset * (share * start.norm() / offset.norm()))
+                wanted = model(images)
+                apart = (tail(*inputs) - wanted).abs().max().item() / wanted.abs().max().clamp_min(1e-12).item()
+                far = apart if apart > far or apart != apart else far
+        finally:
+            weight.copy_(start)
+    return far
 
 
 def normalised(graph: fx.GraphModule) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:

@@ -1,5 +1,6 @@
 """Sharpness-aware learnability of layers (SAL): how far the loss moves when one layer's weights move a little."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +12,11 @@ import pandas as pd
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
+from ..base import records
 from ..base.errors import InputError, at_least, choose
 from ..nets.classifiers import probed_layers
 from . import cut
@@ -20,6 +25,8 @@ from .search import Ball, Found, both_sides, search, starts
 Loss = Callable[[Tensor, Tensor], Tensor]
 NORMS = ("l2", "linf")
 PRECISIONS = ("float32", "tf32", "bfloat16")
+HOOKS = (WeightNorm, SpectralNorm)  # parametrisations of before `torch.nn.utils.parametrize`
+FEW = 8  # images on which two calls are compared
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,12 @@ def per_layer(
     last two: the standard error of the loss change over the images at the extreme found, as another draw of as many
     images would move it; else nan. precision, of the last two's steps: "float32", "tf32" (CUDA alone knows it) or
     "bfloat16" (autocast); what they find is scored in float32.
-    Mode, weights, buffers and requires_grad are restored. Raises InputError for unknown layers or a loss not finite.
+    Layers that the network does not use are left out, with a note in the log. A weight with parametrisations (weight
+    norm, spectral norm, LoRA) is moved as the forward pass sees it, on a copy of the network. Mode, weights, buffers
+    and requires_grad are restored; an outer no_grad or inference_mode does not matter.
+    Raises InputError for unknown or (if named) unused layers, no images, a loss that is not finite, and networks of
+    which SAL would be no property: with half-precision weights, random in eval mode, or with a batch norm that takes
+    its statistics from the batch and more images than `batch_size`.
     """
     measure = ESTIMATORS[choose(estimator, ESTIMATORS, "SAL estimator")]
     settings = Settings(
@@ -93,15 +105,85 @@ def per_layer(
         seed,
     )
     names = probed_layers(model) if layers is None else [choose(n, probed_layers(model), "layer") for n in layers]
+    _refuse(model, names, images, targets, batch_size)
     rows = []
-    with frozen(model), computed("float32", images.device):
+    with torch.inference_mode(False), torch.enable_grad(), computed("float32"), frozen(model):
+        model, images, targets = plain(model), _own(images), _own(targets)
+        _refuse_random(model, images[:FEW])
         network = cut.traced(model, images[:1])
         slopes = gradients(model, names, images, targets, loss, batch_size)
-        for name, slope in zip(names, slopes, strict=True):
+        if layers is not None and (unused := [n for n in names if n not in slopes]):
+            raise InputError(f"the network never calls {unused[0]}; name other layers")
+        for name, slope in slopes.items():
             weight = cast(Tensor, model.get_submodule(name).weight)
-            at = _Layer(weight, cut.cut(model, network, name), images, targets, loss, batch_size)
+            at = _Layer(weight, cut.cut(model, network, name, images[:1]), images, targets, loss, batch_size)
             rows.append({"layer": name} | asdict(measure(at, slope, settings)))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["layer", *Probe.__dataclass_fields__])
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """The network itself, or a copy with the weights that parametrisations give in eval mode in their place.
+
+    Of `torch.nn.utils.parametrize`, and of the older hooks of weight and spectral norm.
+    """
+    hooked = [m for m in model.modules() if any(isinstance(h, HOOKS) for h in m._forward_pre_hooks.values())]
+    names = [n for n, module in model.named_modules() if parametrize.is_parametrized(module) or module in hooked]
+    if not names:
+        return model
+    with torch.no_grad():  # what the last forward pass left there may hang on its graph, which cannot be copied
+        for module in hooked:
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, HOOKS):
+                    hook(module, ())
+    found = copy.deepcopy(model)
+    for module in (found.get_submodule(name) for name in names):
+        _fix(module)
+    return found.requires_grad_(False)
+
+
+def _fix(module: nn.Module) -> None:
+    """Its parametrised weights become plain ones of the same values."""
+    for name in [*getattr(module, "parametrizations", {})]:
+        parametrize.remove_parametrizations(module, name)
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if isinstance(hook, HOOKS):
+            hook.remove(module)
+            del module._forward_pre_hooks[key]
+
+
+def _own(values: Tensor) -> Tensor:
+    """A tensor made in inference mode cannot be differentiated through; its copy can."""
+    return values.clone() if values.is_inference() else values
+
+
+def _refuse(model: nn.Module, names: list[str], images: Tensor, targets: Tensor, batch_size: int) -> None:
+    """Raise InputError where SAL would be no property of the network; see `per_layer`."""
+    if not len(images) or len(images) != len(targets):
+        raise InputError(f"SAL needs images and a target for each; got {len(images)} images, {len(targets)} targets")
+    for name in names:
+        weight = cast(Tensor, model.get_submodule(name).weight)
+        if weight.dtype not in (torch.float32, torch.float64):
+            kind = str(weight.dtype).removeprefix("torch.")
+            raise InputError(f"{name} has {kind} weights, too coarse for SAL; call model.float() and give float images")
+    for name, values in [*model.named_parameters(), *model.named_buffers()]:
+        if values.is_inference():
+            raise InputError(f"{name} was made in inference mode, where nothing has a gradient; make it outside of it")
+    for name, module in model.named_modules():
+        batched = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+        if batched and batch_size < len(images):
+            more = f"give batch_size={len(images)}, or track running statistics"
+            raise InputError(f"{name} takes its statistics from the batch, so SAL depends on batch_size; {more}")
+
+
+def _refuse_random(model: nn.Module, images: Tensor) -> None:
+    """Raise InputError if two calls of the network in eval mode give different outputs."""
+    with torch.no_grad():
+        first, second = model(images), model(images)
+        if not isinstance(first, Tensor):
+            return
+        far = (first - second).abs().max().item() / first.abs().max().clamp_min(1e-12).item()
+    if far > cut.NEAR:
+        raise InputError(f"the network is random in eval mode (outputs differ by {far:.2g}); make it deterministic")
 
 
 @contextmanager
@@ -121,36 +203,45 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def computed(precision: str, device: torch.device) -> Iterator[None]:
-    """Convolutions and matrix products in one of PRECISIONS inside."""
-    backends: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [backend.allow_tf32 for backend in backends]
+def computed(precision: str, kind: str = "cpu") -> Iterator[None]:
+    """Convolutions and matrix products in one of PRECISIONS inside, on a `kind` of device."""
+    backends: tuple[Any, ...] = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    backends += torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
     try:
-        for backend in backends:
-            backend.allow_tf32 = precision == "tf32"
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False):
+        for backend in backends[:2]:
+            backend.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        for backend in backends[2:]:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(kind, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False):
             yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        for backend, old in zip(backends, before, strict=True):
+            backend.fp32_precision = old
 
 
 def gradients(
     model: nn.Module, names: list[str], images: Tensor, targets: Tensor, loss: Loss, batch_size: int
-) -> list[Tensor]:
-    """The gradient of the mean loss for the weight of every named layer, from one pass over the images."""
+) -> dict[str, Tensor]:
+    """The gradient of the mean loss for the weight of every named layer that it depends on, from one pass.
+
+    What it does not depend on is noted in the log.
+    """
     weights = [cast(Tensor, model.get_submodule(name).weight).requires_grad_(True) for name in names]
+    total: list[Tensor | None] = [None for _ in weights]
     try:
-        total = [torch.zeros_like(w) for w in weights]
         for x, y in zip(images.split(batch_size), targets.split(batch_size), strict=True):
             part = loss(model(x), y) * (len(y) / len(targets))
             _checked(part.item())
             found = torch.autograd.grad(part, weights, allow_unused=True)
-            total = [t if g is None else t + g for t, g in zip(total, found, strict=True)]
+            total = [t if g is None else g if t is None else t + g for t, g in zip(total, found, strict=True)]
     finally:
         for w in weights:
             w.requires_grad_(False)
-    return total
+    slopes = {name: slope for name, slope in zip(names, total, strict=True) if slope is not None}
+    if unused := [name for name in names if name not in slopes]:
+        records.note(f"SAL leaves out what the network does not use: {', '.join(unused)}")
+    return slopes
 
 
 def _checked(value: float) -> None:
@@ -224,7 +315,7 @@ def _searched(
     best: dict[int, Found] = {}
     for sign in (1, -1):
         climb = partial(search, at, base, ball, sign, **limits, enough=best[1].gain if best else 0.0)
-        with computed(settings.precision, slope.device):
+        with computed(settings.precision, slope.device.type):
             turned = sign > 0 or begins > 1  # falls have a far side as rarely as valleys have two bottoms
             found = [both_sides(climb, s) if turned else climb(start=s) for s in starts(base, ball, begins, rng)]
         best[sign] = max(found, key=lambda f: f.gain)
