@@ -1,11 +1,13 @@
 """`make bench`: what the main parts cost, against plain references in the same run, written to results/bench/.
 
 Times are wall-clock seconds on one thread; only the ratio is meant to be compared between machines. An argument
-names the group to measure (main, training, poisons, tasks, surfaces); the other rows stay.
+names the group to measure (main, training, arithmetic, poisons, tasks, surfaces); the other rows stay.
 """
 
 import datetime
+import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests import plain
 from tests.imports import ROOT
 from ul import data, poisons
+from ul.base import arithmetic
 from ul.base.names import METHODS, VIEWS
 from ul.data import pixels
 from ul.nets import classifiers
@@ -110,6 +113,45 @@ def products(model: nn.Module, x: torch.Tensor) -> float:
     return seconds(lambda: waited(torch.mm, a, a)) * counter.get_total_flops() / len(x) / (2 * 2048**3)
 
 
+EPOCH = """
+import os, sys, time
+if sys.argv[1] == "fixed":
+    import tests
+import torch
+from tests.bench import an_epoch
+torch.set_num_threads(1)
+an_epoch()
+start = time.perf_counter()
+an_epoch()
+print(time.perf_counter() - start)
+"""
+
+
+def an_epoch() -> None:
+    """ResNet-8 on the training images of rooms."""
+    clean = data.load("rooms", "train", root=ROOT / "data", size=32, targets=("class_object",))
+    model = classifiers.make("resnet8", channels=3, classes=10, size=32, seed=0)
+    settings = {"defense": defenses.make("none"), "seed": 0, "device": "cpu", "target": "class_object"}
+    victim.fit(model, clean, None, recipe=victim.Recipe(epochs=1), **settings)
+
+
+def one_arithmetic() -> list[list]:
+    """What it costs to be the same on every processor: an epoch with and without, in processes of their own."""
+    taken = {how: sorted(_alone(how) for _ in range(3))[1] for how in ("fixed", "free")}
+    what = "one arithmetic, resnet8, beside what the processor has"
+    return [[what, "epoch of 1,120 images", taken["fixed"], taken["free"]]]
+
+
+def _alone(how: str) -> float:
+    """Seconds of an epoch in a new process; `import torch` first leaves the arithmetic free."""
+    bare = {k: v for k, v in os.environ.items() if k not in {**arithmetic.INSTRUCTIONS, **arithmetic.NUMPY}}
+    source = EPOCH if how == "fixed" else EPOCH.replace("import os", "import torch, os")
+    done = subprocess.run(
+        [sys.executable, "-c", source, how], cwd=ROOT, env=bare | arithmetic.THREADS, capture_output=True, text=True
+    )
+    return float(done.stdout)
+
+
 def all_poisons() -> list[list]:
     clean = data.load("rooms", "train", root=ROOT / "data", size=32, targets=("class_object",))
     return [made(name, clean) for name, method in METHODS.items() if not method.tasks]
@@ -142,6 +184,7 @@ def surfaces() -> list[list]:
 GROUPS = {
     "main": main_parts,
     "training": training,
+    "arithmetic": one_arithmetic,
     "poisons": all_poisons,
     "tasks": several_tasks,
     "surfaces": surfaces,

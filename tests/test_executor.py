@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from tests.imports import ROOT
-from tests.test_victims import SETTINGS
+from tests.test_victims import MACHINE, SETTINGS
 from ul.base import closure, records
 from ul.base.errors import InputError
 from ul.studies import conditions, executor, images, processes, rival_scores, store, victims
@@ -217,7 +217,7 @@ def test_a_record_of_another_machine_is_made_again(tmp_path, serial):
 
 
 def test_a_record_says_where_it_was_made_and_how_exactly(serial, monkeypatch):
-    assert serial[0]["machine"] == {"device": "cpu", "threads": 1, "precision": "float32"}
+    assert serial[0]["machine"] == MACHINE
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda where: "NVIDIA H200")
     from ul.nets import device
 

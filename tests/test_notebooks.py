@@ -9,6 +9,7 @@ import nbformat
 import pytest
 
 from tests.conftest import planted_rooms, ul
+from ul.base import arithmetic
 from ul.base.errors import InputError
 from ul.pipeline import commands, notebooks
 from ul.render import renderer
@@ -182,7 +183,7 @@ def test_missing_profile(tmp_path):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """notebooks.run with its logs in tmp_path and the environment restored afterwards."""
-    for name in notebooks.ENVIRONMENT:
+    for name in notebooks.ENVIRONMENT | arithmetic.settings():
         monkeypatch.setenv(name, os.environ.get(name, ""))
 
     def call(source: str, target: str, **parameters):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_victims import SETTINGS
+from tests.test_victims import MACHINE, SETTINGS
 from ul.base import names
 from ul.studies import conditions, description, processes
 
@@ -79,7 +79,7 @@ def test_a_description_names_no_place_of_this_machine(poison):
     run = placed(poison)
     found = description.described(run, {"train": "ab"}, torch.device("cpu"))
     assert found["data"] == {"train": "ab"} and found["versions"]["torch"] == torch.__version__
-    assert found["machine"] == {"device": "cpu", "threads": 1, "precision": "float32"}
+    assert found["machine"] == MACHINE
     assert found["config"]["dataset"] == "rooms" and "root" not in found["config"] and "images" not in found["config"]
     assert found["config"]["poison"] == (poison is not None) and found["config"]["seed"] == 0
     assert run.images.poison == poison and "somebody" not in str(found)

@@ -14,13 +14,13 @@ from ul.tables import benchmark
 pytestmark = pytest.mark.long
 # Every place that fixes one thread a process, and how it reads for two; a clone is changed, never the package.
 PINS = {
-    "ul/pipeline/notebooks.py": ('THREADS = {name: "1" for', 'THREADS = {name: "2" for'),
+    "ul/base/arithmetic.py": ('THREADS = {name: "1" for', 'THREADS = {name: "2" for'),
     "ul/nets/device.py": ("torch.set_num_threads(1 if", "torch.set_num_threads(2 if"),
 }
 ASKED = """
 import torch
 from ul.nets.device import one_thread
-from ul.pipeline.notebooks import THREADS
+from ul.base.arithmetic import THREADS
 with one_thread("cpu"):
     print(torch.get_num_threads(), THREADS)
 """

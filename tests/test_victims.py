@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ul import data
+from ul.base import arithmetic
 from ul.base.errors import InputError
 from ul.data import pixels
 from ul.studies import conditions, images, victims
@@ -13,6 +14,8 @@ from ul.studies.description import Sets
 from ul.studies.victims import Sal
 from ul.training import defenses, victim
 
+MACHINE = {"device": "cpu", "threads": 1, "precision": "float32"}
+MACHINE |= {"instructions": torch.backends.cpu.get_cpu_capability().lower(), "arithmetic": arithmetic.chosen()}
 SETTINGS = {
     "dataset": "rooms", "root": "data", "limit": 48, "method": "noise", "poison": None, "eps": None, "recipe": "cpu",
     "architecture": "resnet8", "defense": "none", "epochs": 2, "seeds": 2, "probe_epochs": 2, "sal_images": 16,

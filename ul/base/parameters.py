@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from reprlib import repr as shortened
 from typing import Any
 
+from . import arithmetic
 from .errors import InputError
 from .names import CLEAN, DATASETS, DEFENSES, DEPARTURES, ENCODERS, EXECUTORS, METHODS, MOVED, NETWORKS, RARE, RECIPES
 
@@ -61,8 +62,10 @@ def check(space: dict[str, Any], notebook: str) -> None:
     """Check the parameters of the running notebook; its first cell after them calls `check(globals(), NAME)`.
 
     space: the notebook's names, `__annotations__` of its parameters and IPython's list `In` of cells among them.
-    Raises InputError that names the parameter and lists what is allowed.
+    Fixes the arithmetic as well, since nothing heavy is loaded yet. Raises InputError that names the parameter and
+    lists what is allowed.
     """
+    arithmetic.fix()
     declared = {name: text(kind) for name, kind in space["__annotations__"].items()}
     cells = [cell for cell in space.get("In", []) if cell.startswith(INJECTED)]
     refuse_unknown({name for cell in cells for name in assigned(cell)}, declared)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from threadpoolctl import threadpool_limits
 
+from ..base import arithmetic
+
 
 def device() -> torch.device:
     """CUDA where there is a GPU, the CPU otherwise."""
@@ -13,9 +15,14 @@ def device() -> torch.device:
 
 
 def machine(where: torch.device) -> dict[str, str | int]:
-    """The kind of device, threads, the precision of training (SAL is measured in float32), and a GPU's model."""
+    """The kind of device, threads, the precision of training (SAL is measured in float32), and a GPU's model.
+
+    On the CPU instead of the model the instructions that torch uses, and `arithmetic.chosen`.
+    """
     if where.type == "cpu":
-        return {"device": "cpu", "threads": 1, "precision": "float32"}
+        instructions = torch.backends.cpu.get_cpu_capability().lower()
+        found: dict[str, str | int] = {"device": "cpu", "threads": 1, "precision": "float32"}
+        return found | {"instructions": instructions, "arithmetic": arithmetic.chosen()}
     model = torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
     return {"device": where.type, "threads": torch.get_num_threads(), "precision": "bfloat16", "gpu": model}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import nbformat
 
-from ..base import records
+from ..base import arithmetic, records
 from ..base.errors import InputError, existing
 from ..base.parameters import assigned, declared, refuse_unknown, refuse_wrong
 
@@ -25,9 +25,7 @@ ADDRESS = re.compile(r"(?<= at )0x[0-9a-f]{6,}")
 TEMPORARY = re.compile(r"/\S*/ipykernel_\d+/")
 ANY = "None or str or int or float or bool"  # a default of None without an annotation
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-# One thread a process: the same sums in the same order on every machine (seeds run in parallel processes instead).
-THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-ENVIRONMENT = {"SOURCE_DATE_EPOCH": "0", "PYTHONHASHSEED": "0"} | THREADS
+ENVIRONMENT = {"SOURCE_DATE_EPOCH": "0", "PYTHONHASHSEED": "0"}
 
 
 class NotebookError(Exception):
@@ -196,7 +194,7 @@ def _execute(source: str, part: Path, parameters: dict[str, Any]) -> None:
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT | arithmetic.settings())
     os.environ.pop("MPLBACKEND", None)  # the kernel's inline backend puts figures into the notebook
     try:
         papermill.execute_notebook(

@@ -49,6 +49,9 @@ def _called(function: Callable[..., Any]) -> list[Any]:
     return [whole.func.__qualname__, *whole.args, whole.keywords]
 
 
+MEND = "start workers with the same packages and `ul.base.arithmetic.settings()` in their environment"
+
+
 @dataclass(frozen=True)
 class Failure:
     """Work that could not be finished, and why."""
@@ -99,8 +102,11 @@ def run_all(
 
 def _tasks(
     work: Iterable[Job | Failure], kept: Path | None, *, strict: bool
-) -> Iterator[tuple[Job | Failure, Path | None]]:
-    """Work with its file. Work of code that is not of `ul` has none; with `strict` it raises ValueError."""
+) -> Iterator[tuple[Job | Failure, Path | None, list[Any]]]:
+    """Work with its file and `store.machine`. Work of code that is not of `ul` has no file; with `strict` it raises
+    ValueError.
+    """
+    wanted = store.machine()
     for job in work:
         path = None
         if kept is not None and isinstance(job, Job):
@@ -109,13 +115,18 @@ def _tasks(
             except ValueError:
                 if strict:
                     raise
-        yield job, path
+        yield job, path, wanted
 
 
-def _finish(job: Job | Failure, path: Path | None) -> Record | Failure:
-    """The record of a job: the kept one, or a new one, kept at once by the process that made it, with one thread."""
+def _finish(job: Job | Failure, path: Path | None, wanted: list[Any]) -> Record | Failure:
+    """The record of a job: the kept one, or a new one, kept at once by the process that made it, with one thread.
+
+    wanted: `store.machine` where the job comes from; a worker of another kind would give other numbers.
+    """
     if isinstance(job, Failure):
         return job
+    if (own := store.machine()) != wanted:
+        return Failure(job.name, f"the worker computes otherwise ({own} instead of {wanted}); {MEND}")
     try:
         with one_thread(device()):
             return store.once(path, job.make)
