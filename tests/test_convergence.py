@@ -1,6 +1,7 @@
 """The convergence study on tiny real runs, its tables against planted answers, its figures and errors."""
 
 import json
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -271,6 +272,25 @@ def test_the_line_between_the_ends_is_both_runs_at_its_ends(study):
     line = surfaces.between(run, own, clean, path[-1], clean_path[-1], np.array([0.0, 1.0]), images=30)
     accuracies = [run_of(study, method).accuracy for method in ("clean", "lsp")]
     assert line["accuracy"] == pytest.approx(accuracies, abs=1e-6)
+
+
+def test_arrays_that_workers_share_read_only_give_no_warning(study):
+    """joblib maps large arrays into memory; torch warned once a process, in one run's notebook and not in another's."""
+    run, own, clean, path, clean_path = sets_and_paths(study)
+    shared = [np.array(values) for values in (path, clean_path, path[-1], clean_path[-1])]
+    for values in shared:
+        values.setflags(write=False)
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            surfaces.joint(run, own, clean, *shared[:2], grid=2, images=8)
+            surfaces.around(run, own, clean, shared[2], grid=2, images=8)
+            surfaces.between(run, own, clean, *shared[2:], np.array([0.0, 1.0]), images=8)
+            paths.transplanted(run, own, shared[2], [own.own, clean.own])
+    finally:
+        torch.set_warn_always(before)
 
 
 def test_the_explorer_follows_its_slider(study, monkeypatch):

@@ -116,7 +116,7 @@ def follow(run: Run, given: PathSets, keep: np.ndarray | None = None) -> Record:
     look, history, own = _Look(run, given, model, where), victim.History(), drawn(run, given.own)
     steps = run.recipe.epochs * -(-len(own) // run.recipe.batch_size)
     look(0, model)
-    still = nullcontext() if keep is None else held(model, torch.as_tensor(keep))
+    still = nullcontext() if keep is None else held(model, torch.tensor(keep))
     with still, recorded(model, max(1, -(-steps // run.points))) as path:
         victim.fit(
             model,
@@ -172,7 +172,7 @@ class _Look:
 
 def transplanted(run: Run, given: PathSets, weights: np.ndarray, seen: Sequence[Split]) -> Record:
     """`accuracy` of a network with these weights, float[p], as a record. seen: see `accuracy`."""
-    return {"accuracy": accuracy(run, given, torch.from_numpy(weights), seen)}
+    return {"accuracy": accuracy(run, given, torch.tensor(weights), seen)}
 
 
 def accuracy(run: Run, given: PathSets, weights: Tensor, seen: Sequence[Split]) -> float:

@@ -220,9 +220,9 @@ def joint(
     explained: the components' shares of the variance; xs, ys: float[grid] in units of the axes; surfaces: pairs of an
     objective and its loss [y,x] in nats, packed; paths: pairs of a method and its points [t,2].
     """
-    plane = pca_plane(torch.from_numpy(np.concatenate([clean_path, path])))
+    plane = pca_plane(torch.tensor(np.concatenate([clean_path, path])))
     ways = {CLEAN: clean_path, run.images.method: path}
-    seen = {method: plane.coordinates(torch.from_numpy(way)).numpy() for method, way in ways.items()}
+    seen = {method: plane.coordinates(torch.tensor(way)).numpy() for method, way in ways.items()}
     points = np.concatenate(list(seen.values()))
     low, high = points.min(0), points.max(0)
     xs, ys = (np.linspace(a - 0.25 * (b - a), b + 0.25 * (b - a), grid) for a, b in zip(low, high, strict=True))
@@ -234,7 +234,7 @@ def joint(
 def around(run: Run, own: PathSets, clean: PathSets, end: np.ndarray, *, grid: int, images: int) -> Record:
     """A filter-normalised random plane around weights float[p], from -1 to 1, with both objectives; as `joint`."""
     model = paths.network(run, own)
-    vector_to_parameters(torch.from_numpy(end), model.parameters())
+    vector_to_parameters(torch.tensor(end), model.parameters())
     plane, at = random_plane(model, rng=Generator().manual_seed(0)), np.linspace(-1, 1, grid)
     return _view(run, own, clean, plane, at, at, images) | {"paths": [[run.images.method, [[0.0, 0.0]]]]}
 
@@ -243,7 +243,7 @@ def _view(
     run: Run, own: PathSets, clean: PathSets, plane: Plane, xs: np.ndarray, ys: np.ndarray, images: int
 ) -> Record:
     model = paths.network(run, own).to(device())
-    where = [torch.from_numpy(values).float() for values in (xs, ys)]
+    where = [torch.tensor(values).float() for values in (xs, ys)]
     found = [
         [name, records.packed(surface(model, split, plane, *where, target=run.images.target).numpy())]
         for name, split in objectives(own, clean, run.images.method, images).items()
@@ -260,9 +260,9 @@ def between(
     Keys "clean", "own" (losses of the same training images, unpoisoned and poisoned) and "accuracy" (clean test, 0..1).
     """
     model = paths.network(run, own).to(device())
-    start, ahead = torch.from_numpy(clean_end), torch.from_numpy(end - clean_end)
+    start, ahead = torch.tensor(clean_end), torch.tensor(end - clean_end)
     line = Plane(start, torch.stack([ahead, torch.zeros_like(start)]))
-    at, nowhere = torch.from_numpy(np.asarray(shares)).float(), torch.zeros(1)
+    at, nowhere = torch.tensor(np.asarray(shares)).float(), torch.zeros(1)
     splits = dict(zip(("clean", "own"), objectives(own, clean, run.images.method, images).values(), strict=True))
     target = run.images.target
     found = {name: surface(model, s, line, at, nowhere, target=target)[0].tolist() for name, s in splits.items()}
