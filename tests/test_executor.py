@@ -225,6 +225,14 @@ def test_a_record_says_where_it_was_made_and_how_exactly(serial, monkeypatch):
     assert found["gpu"] == "NVIDIA H200" and found["precision"] == "bfloat16" and found["device"] == "cuda"
 
 
+def test_a_worker_that_computes_otherwise_is_refused(tmp_path):
+    """Another processor's instructions, other packages: its numbers would stand among those of this machine."""
+    elsewhere = [{"device": "cpu", "instructions": "avx512"}, *store.machine()[1:]]
+    failure = executor._finish(Job("a run", dict, ()), tmp_path / "a.json", elsewhere)
+    assert isinstance(failure, Failure) and str(failure).startswith("a run: the worker computes otherwise")
+    assert str(failure).endswith("`ul.base.arithmetic.settings()` in their environment") and not [*tmp_path.iterdir()]
+
+
 # ---- Failures ------------------------------------------------------------------------------------------------------
 
 

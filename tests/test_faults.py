@@ -32,7 +32,7 @@ from ul.studies import executor, paths, store
 from ul.tables import benchmark
 
 FRAME = pd.DataFrame({"dataset": ["rooms"] * 90, "method": [f"m{i}" for i in range(90)], "test_accuracy": 0.5,
-                      "ud_layers": 1.0, "ud_weights": 1.0})  # fmt: skip
+                      "ud_layers": 1.0, "ud_weights": 1.0, "ud_pooled": 1.0, "late_sal": 1.0})  # fmt: skip
 PLACE = "<!-- claims: written by the pipeline -->\nold\n<!-- end of claims -->\n"
 # Writer -> the file or folder that it makes, and how.
 WRITERS = {
@@ -127,7 +127,8 @@ def test_a_limit_on_files_leaves_what_was_there(tmp_path, kind):
 
 def test_a_run_that_cannot_be_kept_is_reported(tmp_path):
     with limited():
-        failure = executor._finish(executor.Job("a run", lambda: dict(RUN), ()), tmp_path / "kept" / "a.json")
+        job = executor.Job("a run", lambda: dict(RUN), ())
+        failure = executor._finish(job, tmp_path / "kept" / "a.json", store.machine())
     assert isinstance(failure, executor.Failure) and failure.name == "a run"
     assert re.search(r"File too large: '.*/kept/a\.json'", str(failure)) and len(str(failure).splitlines()) == 1
     assert contents(tmp_path) == {"kept": None}
