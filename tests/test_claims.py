@@ -91,6 +91,16 @@ def test_a_poison_that_does_not_protect_is_not_counted(claim):
     assert row["verdict"] == NOT_TESTED and row["measured"].endswith("not counted here: ops")
 
 
+@pytest.mark.parametrize(("method", "accuracy"), [("clean", 0.9), ("lsp", 0.94), ("noise", 0.5)])
+def test_networks_that_are_not_trained_to_fit_decide_nothing(method, accuracy):
+    frame = frame_of({"clean": FLAT, "noise": FLAT, **dict.fromkeys(("em", "ops", "ar", "lsp"), BELOW), "tap": ABOVE})
+    assert set(claims.verdicts(frame).set_index("claim").loc[["C3", "C5"], "verdict"]) == {HOLDS}
+    frame.loc[frame["method"] == method, "train_accuracy"] = accuracy
+    rows = claims.verdicts(frame).set_index("claim").loc[["C3", "C4", "C5"]]
+    assert (rows["verdict"] == NOT_TESTED).all()
+    assert rows["measured"].str.endswith(f"(training accuracy {accuracy:.2f} on {method})").all()
+
+
 @pytest.mark.parametrize("noise", [[0.5, 0.52, 0.51], [0.0, 0.1, 0.1], [1.4, 1.4, 1.41]])
 def test_where_noise_has_another_ud_than_clean_images_no_ud_counts(noise):
     ud = {"em": BELOW, "ops": BELOW, "ar": BELOW, "lsp": BELOW, "tap": ABOVE}

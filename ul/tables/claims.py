@@ -122,11 +122,12 @@ def verdicts(
 ) -> pd.DataFrame:
     """Rows COLUMNS for one block of the benchmark; a claim with several parts has a row each.
 
-    Only poisons that protect there count. protection: `cross_task.protection`, if the cross-task study was run; paths:
+    Only poisons that protect there count, and C3 to C5 are tested where networks are trained to fit. protection: `cross_task.protection`, if the cross-task study was run; paths:
     `convergence.evidence` of all convergence studies, if any was run; defended: `comparisons.defense_gains`; compared:
     `comparisons.stronger`.
     """
     summary = benchmark.by_method(frame).set_index("method")
+    unfit = _unfit(summary)
     untested = {"measured": "", "interval": "", "n": 0, "seeds": "", "verdict": NOT_TESTED}
     parts: list[tuple[str, str, Record]] = [
         *(
@@ -134,9 +135,9 @@ def verdicts(
             for part, name in REGIMES.items()
         ),
         ("C2", "", untested if paths is None else _parted(paths)),
-        ("C3", "", _late(summary, frame)),
-        *(("C4", unit.removeprefix("ud_"), _ranked(summary, frame, unit)) for unit in benchmark.RANKED),
-        ("C5", "", _around_one(summary, frame)),
+        ("C3", "", _late(summary, frame) | unfit),
+        *(("C4", unit.removeprefix("ud_"), _ranked(summary, frame, unit) | unfit) for unit in benchmark.RANKED),
+        ("C5", "", _around_one(summary, frame) | unfit),
         ("C6", "", untested if defended is None or defended.empty else _defended(defended)),
         ("C7", "", untested if compared is None or compared.empty else _stronger(compared)),
         ("C8", "", untested if protection is None else _regained(protection)),
@@ -172,6 +173,17 @@ def _each(summary: pd.DataFrame, frame: pd.DataFrame, name: str, bounds: Mapping
         "seeds": benchmark.span(frame["seed"]),
         "verdict": all_of(sides, wanted),
     }
+
+
+def _unfit(summary: pd.DataFrame) -> Record:
+    """Nothing, or that the setting decides nothing: SAL and UD speak of what a network has learnt."""
+    if benchmark.fitted(summary):
+        return {}
+    lowest = summary["train_accuracy"].idxmin()
+    why = (
+        f"networks are not trained to fit here (training accuracy {fixed(summary.train_accuracy[lowest])} on {lowest})"
+    )
+    return {"measured": why, "interval": "", "verdict": NOT_TESTED}
 
 
 def _late(summary: pd.DataFrame, frame: pd.DataFrame) -> Record:
