@@ -122,9 +122,9 @@ def verdicts(
 ) -> pd.DataFrame:
     """Rows COLUMNS for one block of the benchmark; a claim with several parts has a row each.
 
-    Only poisons that protect there count, and C3 to C5 are tested where networks are trained to fit. protection: `cross_task.protection`, if the cross-task study was run; paths:
-    `convergence.evidence` of all convergence studies, if any was run; defended: `comparisons.defense_gains`; compared:
-    `comparisons.stronger`.
+    Only poisons that protect there count, and C3 to C5 are tested where networks are trained to fit. protection:
+    `cross_task.protection`, if the cross-task study was run; paths: `convergence.evidence` of all convergence studies,
+    if any was run; defended: `comparisons.defense_gains`; compared: `comparisons.stronger`.
     """
     summary = benchmark.by_method(frame).set_index("method")
     unfit = _unfit(summary)
