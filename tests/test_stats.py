@@ -124,6 +124,13 @@ def test_a_perfect_order_is_half_a_swap_from_one(kind, swapped):
     assert scipys(*orders).statistic == pytest.approx(swapped)
 
 
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_one_or_two_methods_have_hardly_an_order(pairs):
+    """The smoke profile ranks one method: its correlation is 0, whatever UD is."""
+    found = stats.correlations([0.0, 0.0], pairs, kind="kendall")
+    assert (found.estimate, found.low, found.high) == (0, 0, 0)
+
+
 @pytest.mark.parametrize("bound", [0.0, 0.5, 2.0])
 def test_p_against_a_bound_is_scipys(bound):
     values = [0.3, 0.9, 0.7, 1.1]

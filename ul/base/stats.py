@@ -102,7 +102,7 @@ def correlations(found: ArrayLike, pairs: int, *, kind: str = "spearman", level:
     kind: a key of MOST, by which a perfect order enters the interval; the mean is the plain one, which the interval is
     widened to hold. Raises ValueError as `student`.
     """
-    most, mean = MOST[kind](pairs), float(np.mean(np.asarray(found, dtype=float)))
+    most, mean = MOST[kind](max(pairs, 2)), float(np.mean(np.asarray(found, dtype=float)))
     ends = turned(student(np.arctanh(np.clip(found, -most, most)), level=level), np.tanh)
     if ends.n < 2:
         return Interval(mean, ends.low, ends.high, ends.n, level)
