@@ -24,6 +24,12 @@ SIDE = {"resnet18": 16, "resnet50": 16}  # pixels; others see 32
 NETWORKS = ("linear", "lenet5", "resnet8", "senet8", "vit_tiny", "resnet18")
 
 
+def processor() -> str:
+    """Its name, and on Linux its kind: makers call several by one name."""
+    kind = [f"{what} {found}" for what in ("cpu family", "model\t") if (found := arithmetic._said(what))]
+    return ", ".join([arithmetic.processor(), *kind]).replace("\t", "")
+
+
 def split(side: int = 32) -> data.Split:
     """Made-up images of four classes that a network can tell apart; its own seed, since networks start from 0."""
     rng, labels = torch.Generator().manual_seed(5), torch.arange(96) % 4
@@ -78,7 +84,7 @@ def _digest(values: torch.Tensor) -> str:
 
 def main() -> None:
     versions = {name: found for name, found in records.versions().items() if name != "python"}
-    found = {"processor": arithmetic.processor(), "versions": versions, "digests": dict(digests())}
+    found = {"processor": processor(), "versions": versions, "digests": dict(digests())}
     records.write_text(FILE, json.dumps(found, indent=1) + "\n")
 
 
