@@ -179,7 +179,10 @@ OPENING = re.compile(
 # What opens or lists files besides, and why it is not in the table.
 OTHERS = {
     **dict.fromkeys((f"pipeline.commands.{name}" for name in ("_verify", "_info", "_to_poison")), "calls data.load"),
-    **dict.fromkeys(("studies.images._clean", "studies.poison.study", "tasks.labels.load"), "calls data.load"),
+    **dict.fromkeys(
+        ("studies.images._clean", "studies.images._whole", "studies.poison.study", "tasks.labels.load"),
+        "calls data.load",
+    ),
     **dict.fromkeys(("pipeline.commands._check_poison", "studies.images.of_method"), "calls data.read_poison"),
     **dict.fromkeys(("data.views.reader", "data.cifar.reader"), "its inner function read reads"),
     "data.views._taskonomy": "calls views.reader",
@@ -188,6 +191,9 @@ OTHERS = {
     "studies.cross_task._clean": "calls labels.load",
     "training.defenses._through_jpeg": "opens what it wrote into memory",
     "base.closure._tree": "reads the package's own source",
+    "base.arithmetic._said": "reads what Linux says of the processor",
+    "pipeline.cleaning._ready": "calls notebooks.read",
+    "pipeline.cleaning._written": "lists its own folder",
     "studies.store.once": "calls store.load",
     "data.fetch.download": "compares a checksum (test_fetch.py)",
     "data.fetch._continue": "the network (test_fetch.py)",
