@@ -25,8 +25,8 @@ from ul.base.errors import InputError
 from ul.data import fetch
 from ul.pipeline import cleaning, notebooks, readme
 from ul.studies import paths, store
-from ul.tables import benchmark, claims
 from ul.tables import poisons as poison_tables
+from ul.tables import run_records, study_claims, table_files
 
 # ---- Whole files, and sums mended so that damage gets past them ----------------------------------------------------
 
@@ -287,8 +287,8 @@ READERS: dict[str, Reader] = {
         makes=("cifar-10-batches-bin", ".fetch"),
     ),
     "records": Reader(
-        "a.json", (JSON,), lambda folder: benchmark.load(folder, ["a"]),
-        ("base.records.load", "tables.benchmark.load", "tables.benchmark._runs"),
+        "a.json", (JSON,), lambda folder: run_records.load(folder, ["a"]),
+        ("base.records.load", "tables.run_records.load", "tables.run_records._runs"),
     ),
     "poison records": Reader(
         "poison-a.json", (json.dumps({"method": "em", "eps": 0.1}).encode(),),
@@ -300,11 +300,14 @@ READERS: dict[str, Reader] = {
         "cell.safetensors", (ARRAYS,), _kept, ("studies.store._arrays",), header, (("cell.json", KEPT),),
     ),
     "compared tables": Reader(
-        "b/tables/benchmark/ud_by_data.csv", (TABLE,), lambda folder: benchmark.differences(folder / "a", folder / "b"),
-        ("tables.benchmark._indexed", "tables.benchmark.read"), beside=(("a/tables/benchmark/ud_by_data.csv", TABLE),),
+        "b/tables/benchmark/ud_by_data.csv", (TABLE,),
+        lambda folder: table_files.differences(folder / "a", folder / "b"),
+        ("tables.table_files._indexed", "tables.table_files.read"),
+        beside=(("a/tables/benchmark/ud_by_data.csv", TABLE),),
     ),
     "tables of studies": Reader(
-        "t/a/evidence.csv", (TABLE,), lambda folder: claims.evidence(folder / "t"), ("tables.claims.evidence",),
+        "t/a/evidence.csv", (TABLE,), lambda folder: study_claims.evidence(folder / "t"),
+        ("tables.study_claims.evidence",),
         beside=(("t/b/evidence.csv", TABLE),),
     ),
     "recipes": Reader("recipes.csv", (RECIPES,), _recipes, ("tables.poisons.with_recipes",)),

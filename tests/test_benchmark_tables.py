@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 
 from ul.base import records
 from ul.base.errors import InputError
-from ul.tables import benchmark
+from ul.tables import benchmark, rank_correlations, run_records, table_files
 
 LAYERS, LOW, HIGH = 10, 0.1, 1.0  # clean: half of the layers learnable, beta .55
 WEIGHTS = [2**i for i in range(LAYERS)]
@@ -72,7 +72,7 @@ def frame_of(ud, accuracy=None, late=None):
             row |= {"test_accuracy": accuracy[m][s], "train_accuracy": 1.0, "train_loss": 0.1, "loss_area": 1.0}
             row |= dict.fromkeys(benchmark.UNITS, v) | dict.fromkeys(benchmark.LATE, late[m][s])
             rows.append(row | {"learnable": 5, "clean_learnable": 5, "possible": 20, "comparable": True})
-    return pd.DataFrame(rows)[[*benchmark.BLOCK, "method", "seed", *benchmark.MEASURED]]
+    return pd.DataFrame(rows)[[*run_records.BLOCK, "method", "seed", *benchmark.MEASURED]]
 
 
 # ---- One row a run -------------------------------------------------------------------------------------------------
@@ -119,14 +119,14 @@ def test_other_lengths_and_defenses_have_twins_of_their_own():
 
 def test_helpers_of_a_record():
     run = record("lsp", 3, 0.5, 0, epochs=4)
-    assert benchmark.sal_matrix(run).shape == (4, LAYERS) and benchmark.sal_matrix(run, "s_min").sum() == 0
-    assert benchmark.layer_weights(run).tolist() == WEIGHTS
-    assert benchmark.threshold([record("clean", 5, 0.9, 0)]) == pytest.approx((LOW + HIGH) / 2)
+    assert run_records.sal_matrix(run).shape == (4, LAYERS) and run_records.sal_matrix(run, "s_min").sum() == 0
+    assert run_records.layer_weights(run).tolist() == WEIGHTS
+    assert run_records.threshold([record("clean", 5, 0.9, 0)]) == pytest.approx((LOW + HIGH) / 2)
 
 
 def test_trajectories_are_tidy():
     runs = [record("em", 2, 0.5, 0), record("lsp", 5, 0.5, 1, epochs=3)]
-    frame = benchmark.trajectories(runs)
+    frame = run_records.trajectories(runs)
     assert len(frame) == (2 + 3) * LAYERS and not frame.isna().any(axis=None)
     assert frame.columns.tolist()[:4] == ["method", "seed", "epoch", "layer"]
     above = frame[frame["sal"] == HIGH].groupby(["method", "seed", "epoch"]).size()
@@ -137,14 +137,14 @@ def test_trajectories_are_tidy():
 def test_load_reads_conditions_in_order(tmp_path):
     for name, seeds in (("toy-b", 2), ("toy-a", 1)):
         records.save({"runs": [record(name[-1], 1, 0.5, s) for s in range(seeds)]}, tmp_path / f"{name}.json")
-    assert [benchmark.key(r)[4:] for r in benchmark.load(tmp_path, ["toy-b", "toy-a"])] == [
+    assert [run_records.key(r)[4:] for r in run_records.load(tmp_path, ["toy-b", "toy-a"])] == [
         ("b", 0),
         ("b", 1),
         ("a", 0),
     ]
-    assert len(benchmark.load(tmp_path, ["toy-b", "toy-b"])) == 2, "a run that two settings hold counts once"
+    assert len(run_records.load(tmp_path, ["toy-b", "toy-b"])) == 2, "a run that two settings hold counts once"
     with pytest.raises(InputError, match=r"toy-c\.json is missing; run `dvc repro` first"):
-        benchmark.load(tmp_path, ["toy-a", "toy-c"])
+        run_records.load(tmp_path, ["toy-a", "toy-c"])
 
 
 # ---- One row a condition -------------------------------------------------------------------------------------------
@@ -261,6 +261,15 @@ def test_a_defended_condition_keeps_its_ud_against_the_undefended_clean_run():
     assert summary["ud_layers"].to_dict() == pytest.approx({(d, m): c / 5 for m, d, c in PLACES})
 
 
+@pytest.mark.parametrize(
+    ("values", "zeros", "said"),
+    [([], 0, "too few layers"), ([0.5, 0], 1, "0 in 1 of 2"), ([0.5], 0, "0.50 (one seed)"),
+     ([0.5, 0.5], 0, "0.50 [0.50, 0.50]")],
+)  # fmt: skip
+def test_ud_in_brief(values, zeros, said):
+    assert benchmark.in_brief(benchmark.of_ratios(pd.Series(values, dtype=float)), zeros) == said
+
+
 # ---- Ranks ---------------------------------------------------------------------------------------------------------
 
 SIX = ["rem", "lsp", "ops", "em", "ar", "tap"]
@@ -276,19 +285,19 @@ def ranked(*orders):
 
 def test_ranks_of_planted_orders():
     swapped = ["lsp", "rem", *SIX[2:]]  # one swap of neighbours: rho = 1 - 6 * 2 / (6 * 35)
-    rows = benchmark.ranks(ranked(SIX, swapped))
+    rows = rank_correlations.ranks(ranked(SIX, swapped))
     assert rows["unit"].tolist() == ["ud_layers", "ud_weights"]
     row = rows.iloc[0]
     assert (row["methods"], row["seeds"]) == (6, 2)
     z = np.arctanh([1 - 6 / 210, 1 - 12 / 210])  # a perfect order counts as half a swap
     assert row["rho"] == pytest.approx((1 + (1 - 12 / 210)) / 2)
     half = scipy_stats.t.ppf(0.975, 1) * scipy_stats.sem(z)
-    low, high = np.tanh([z.mean() - half, z.mean() + half])
-    assert (row["rho_low"], row["rho_high"]) == pytest.approx((low, high))
+    assert row["rho_low"] == pytest.approx(np.tanh(z.mean() - half))
+    assert row["rho_high"] == pytest.approx(1)  # the mean is half a swap away from it
 
 
 def test_ranks_of_one_order_have_the_exact_p():
-    row = benchmark.ranks(ranked(SIX, SIX, SIX)).iloc[0]
+    row = rank_correlations.ranks(ranked(SIX, SIX, SIX)).iloc[0]
     assert (row["rho"], row["rho_of_means"], row["p_exact"]) == pytest.approx((1, 1, 2 / 720))
 
 
@@ -296,7 +305,7 @@ def test_all_conditions_together_have_a_row_of_their_own():
     """Within each block UD and accuracy agree; that levels differ between blocks is no order of methods."""
     low, high = ranked(SIX, SIX), ranked(SIX, SIX).assign(defense="jpeg")
     high = high.assign(ud_layers=high["ud_layers"] + 10, test_accuracy=high["test_accuracy"] - 5)
-    rows = benchmark.ranks(pd.concat([low, high]))
+    rows = rank_correlations.ranks(pd.concat([low, high]))
     rows = rows[rows["unit"] == "ud_layers"].set_index("defense")
     assert rows["rho_of_means"].round(6).to_dict() == {"none": 1, "jpeg": 1, "all": 1}
     assert rows["methods"].to_dict() == {"none": 6, "jpeg": 6, "all": 12}
@@ -305,18 +314,24 @@ def test_all_conditions_together_have_a_row_of_their_own():
 def test_all_conditions_together_use_the_seeds_that_all_have():
     """A block with fewer seeds, and one of another length, which is a condition of its own."""
     few = ranked(SIX, SIX).assign(defense="jpeg")
-    rows = benchmark.ranks(pd.concat([ranked(SIX, SIX, SIX[::-1]), few, ranked(SIX, SIX, SIX).assign(epochs=60)]))
+    rows = rank_correlations.ranks(
+        pd.concat([ranked(SIX, SIX, SIX[::-1]), few, ranked(SIX, SIX, SIX).assign(epochs=60)])
+    )
     row = rows[(rows["unit"] == "ud_layers") & (rows["defense"] == "all")].iloc[0]
     assert (row["methods"], row["seeds"]) == (18, 2)
 
 
 def test_two_methods_have_no_rank_correlation():
-    found = benchmark.rank_correlation(frame_of({"clean": [1, 1], "noise": [1, 1], "em": [1, 0.9], "lsp": [0.2, 0.3]}))
+    found = rank_correlations.rank_correlation(
+        frame_of({"clean": [1, 1], "noise": [1, 1], "em": [1, 0.9], "lsp": [0.2, 0.3]})
+    )
     assert found["interval"] is None and found["methods"] == 2 and math.isnan(found["rho_of_means"])
 
 
 def test_ud_that_does_not_vary_has_no_order():
-    found = benchmark.rank_correlation(frame_of({m: [1.0, 1.0] for m in SIX}, {m: [i, i] for i, m in enumerate(SIX)}))
+    found = rank_correlations.rank_correlation(
+        frame_of({m: [1.0, 1.0] for m in SIX}, {m: [i, i] for i, m in enumerate(SIX)})
+    )
     assert found["interval"] is None and found["p"] == 1
 
 
@@ -325,7 +340,7 @@ def test_ud_that_does_not_vary_has_no_order():
 
 def test_written_tables_are_read_back(tmp_path):
     frame = pd.DataFrame({"method": ["em_classwise", "b & c %"], "ud": [0.123456, float("nan")], "n": [3, 12345]})
-    benchmark.write(frame, tmp_path / "new" / "table")
+    table_files.write(frame, tmp_path / "new" / "table")
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["table.csv", "table.md", "table.tex"]
     rounded = frame.assign(ud=[0.1235, float("nan")])
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "new" / "table.csv"), rounded)
@@ -341,7 +356,7 @@ def test_written_tables_are_read_back(tmp_path):
 
 def test_metrics_are_json_by_data_set_and_method(tmp_path):
     summary = benchmark.by_method(benchmark.benchmark(runs_of()))
-    benchmark.write_metrics(summary, tmp_path / "metrics.json")
+    table_files.write_metrics(summary, tmp_path / "metrics.json")
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert list(found) == ["toy"] and found["toy"].keys() == COUNTS.keys()
     ones = dict.fromkeys(("ud_layers", "ud_weights", "ud_pooled", "late_sal"), 1)
@@ -351,16 +366,16 @@ def test_metrics_are_json_by_data_set_and_method(tmp_path):
 
 def _metrics_of_too_few(folder):
     runs = [record("clean", 1, 0.9, seed) for seed in range(2)]
-    benchmark.write_metrics(benchmark.by_method(benchmark.benchmark(runs)), folder / "few.json")
+    table_files.write_metrics(benchmark.by_method(benchmark.benchmark(runs)), folder / "few.json")
     return json.loads((folder / "few.json").read_text())
 
 
 def test_differences_name_the_condition(tmp_path):
     for name, shift in (("a", 0), ("b", 0.08)):
         frame = benchmark.benchmark(runs_of()).assign(test_accuracy=lambda f, s=shift: f["test_accuracy"] + s)
-        benchmark.write(benchmark.by_method(frame), tmp_path / name / "tables" / "benchmark" / "ud_by_data")
-    assert benchmark.differences(tmp_path / "a", tmp_path / "a") == []
-    found = benchmark.differences(tmp_path / "a", tmp_path / "b")
+        table_files.write(benchmark.by_method(frame), tmp_path / name / "tables" / "benchmark" / "ud_by_data")
+    assert table_files.differences(tmp_path / "a", tmp_path / "a") == []
+    found = table_files.differences(tmp_path / "a", tmp_path / "b")
     assert len(found) == 5 and found[0].startswith("toy net none 2 clean test_accuracy: 0.91 and 0.99")
 
 
@@ -370,4 +385,4 @@ def test_different_runs_of_one_key_are_refused(tmp_path):
         run["config"]["limit"] = limit
         records.save({"runs": [run]}, tmp_path / f"{name}.json")
     with pytest.raises(InputError, match=r"b\.json: toy net none 2 lsp 0 differs from another setting's"):
-        benchmark.load(tmp_path, ["a", "b"])
+        run_records.load(tmp_path, ["a", "b"])

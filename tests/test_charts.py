@@ -103,6 +103,13 @@ def test_intervals_draw_first_rows_on_top_with_their_n():
     assert ends == pytest.approx([1.2, 2.0])
 
 
+def test_a_mean_of_some_zeros_says_so():
+    _, ax = plt.subplots()
+    charts.intervals(ax, frame().assign(zeros=[2, 0, 0]), "ud", label="UD", ratio=True, zeros="zeros")
+    assert [text.get_text() for text in ax.texts] == ["2 zeros in it"]
+    assert tuple(ax.texts[0].xy) == (0.1, 2)
+
+
 def test_curves_show_mean_and_range():
     _, ax = plt.subplots()
     values = np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 7.0]])

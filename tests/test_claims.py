@@ -6,8 +6,8 @@ import pytest
 
 from tests.test_benchmark_tables import SIX, frame_of, ranked
 from ul.base.stats import Interval
-from ul.tables import claims
-from ul.tables.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED, Side
+from ul.tables import claims, rules
+from ul.tables.rules import FAILS, HOLDS, NOT_TESTED, UNDECIDED, Side
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from ul.tables.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED, Side
     ],
 )  # fmt: skip
 def test_side_of_an_interval(low, high, above, verdict):
-    assert claims.side(Interval((low + high) / 2, low, high, 3), 1, above=above) == verdict
+    assert rules.side(Interval((low + high) / 2, low, high, 3), 1, above=above) == verdict
 
 
 @pytest.mark.parametrize(
@@ -32,14 +32,14 @@ def test_side_of_an_interval(low, high, above, verdict):
 )  # fmt: skip
 def test_a_rule_over_methods(found, verdict):
     sides = {name: Side(kind) for name, kind in zip("ab", found, strict=False)}
-    assert claims.all_of(sides, ["a", "b"]) == verdict
+    assert rules.all_of(sides, ["a", "b"]) == verdict
 
 
 @pytest.mark.parametrize(("p", "verdict"), [(0.04, UNDECIDED), (0.012, FAILS)])
 def test_one_of_four_that_fails_by_chance_decides_nothing(p, verdict):
     """Four times .04 is no evidence, four times .012 is."""
     sides = {name: Side(HOLDS, q) for name, q in zip("abc", (0.3, 0.5, 0.9), strict=True)} | {"d": Side(FAILS, p)}
-    assert claims.all_of(sides, list("abcd")) == verdict
+    assert rules.all_of(sides, list("abcd")) == verdict
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_one_of_four_that_fails_by_chance_decides_nothing(p, verdict):
     ],
 )  # fmt: skip
 def test_a_rule_for_three_methods(found, verdict):
-    assert claims.several(dict(enumerate(found))) == verdict
+    assert rules.several(dict(enumerate(found))) == verdict
 
 
 BELOW, AT, ABOVE = [0.2, 0.21, 0.22], [0.8, 1.0, 1.25], [1.6, 1.65, 1.7]

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from ul.base.errors import InputError
-from ul.tables import claims
+from ul.tables import rules, study_claims
 
 
 def row(
@@ -29,20 +29,20 @@ def row(
 
 
 def verdict(*rows: dict) -> str:
-    return claims._parted(pd.DataFrame(rows))["verdict"]
+    return study_claims.parted(pd.DataFrame(rows))["verdict"]
 
 
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
-        ({}, claims.HOLDS),
-        ({"ends": 0.8}, claims.FAILS),
-        ({"ends": 1.05}, claims.UNDECIDED),
-        ({"beyond": -0.2}, claims.FAILS),
-        ({"beyond": 0.05}, claims.UNDECIDED),
-        ({"beyond": 0.0, "share": 0.0}, claims.UNDECIDED),
-        ({"share": 0.7}, claims.FAILS),
-        ({"share": 0.45}, claims.UNDECIDED),
+        ({}, rules.HOLDS),
+        ({"ends": 0.8}, rules.FAILS),
+        ({"ends": 1.05}, rules.UNDECIDED),
+        ({"beyond": -0.2}, rules.FAILS),
+        ({"beyond": 0.05}, rules.UNDECIDED),
+        ({"beyond": 0.0, "share": 0.0}, rules.UNDECIDED),
+        ({"share": 0.7}, rules.FAILS),
+        ({"share": 0.45}, rules.UNDECIDED),
     ],
 )
 def test_each_part_of_the_rule_decides(change, wanted):
@@ -51,11 +51,11 @@ def test_each_part_of_the_rule_decides(change, wanted):
 
 def test_one_failure_decides_and_others_do_not_count():
     fails = {"share": 0.9}
-    assert verdict(row(), row("lsp", "linear", **fails)) == claims.FAILS
+    assert verdict(row(), row("lsp", "linear", **fails)) == rules.FAILS
     noise, toothless, tiny = row("noise", **fails), row("ops", gap=0.1, **fails), row("ops", weights=120, **fails)
-    assert verdict(row(), noise, toothless, tiny) == claims.HOLDS
-    assert verdict(row(), row(drawn=0.5, **fails), row(architecture="resnet8", **fails)) == claims.HOLDS
-    assert verdict(noise) == claims.NOT_TESTED
+    assert verdict(row(), noise, toothless, tiny) == rules.HOLDS
+    assert verdict(row(), row(drawn=0.5, **fails), row(architecture="resnet8", **fails)) == rules.HOLDS
+    assert verdict(noise) == rules.NOT_TESTED
 
 
 def test_the_studies_tables_are_read_together(tmp_path):
@@ -63,9 +63,9 @@ def test_the_studies_tables_are_read_together(tmp_path):
         (tmp_path / name).mkdir()
         pd.DataFrame([row(name)]).to_csv(tmp_path / name / "evidence.csv", index=False)
         pd.DataFrame([row("other")]).to_csv(tmp_path / name / "effects.csv", index=False)
-    assert list(claims.evidence(str(tmp_path))["method"]) == ["a", "b"]
+    assert list(study_claims.evidence(str(tmp_path))["method"]) == ["a", "b"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"holds no evidence\.csv; run `dvc repro` first"):
-        claims.evidence(str(tmp_path / "empty"))
+        study_claims.evidence(str(tmp_path / "empty"))
     with pytest.raises(InputError, match="missing is missing"):
-        claims.evidence(str(tmp_path / "missing"))
+        study_claims.evidence(str(tmp_path / "missing"))

@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 from tests.test_benchmark_tables import frame_of, record
 from ul.figures import charts
 from ul.tables import claims, comparisons, published
-from ul.tables.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED
+from ul.tables.rules import FAILS, HOLDS, NOT_TESTED, UNDECIDED
 
 WIGGLE = (1.0, 1.1, 0.9)
 

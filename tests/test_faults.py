@@ -29,7 +29,7 @@ from ul.data import fetch, mnist
 from ul.figures import style
 from ul.pipeline import commands, notebooks, readme
 from ul.studies import executor, paths, store
-from ul.tables import benchmark
+from ul.tables import table_files
 
 FRAME = pd.DataFrame({"dataset": ["rooms"] * 90, "method": [f"m{i}" for i in range(90)], "test_accuracy": 0.5,
                       "ud_layers": 1.0, "ud_weights": 1.0, "ud_pooled": 1.0, "late_sal": 1.0})  # fmt: skip
@@ -40,8 +40,8 @@ WRITERS = {
     "study": ("a.json", lambda path: records.study(lambda: {"runs": [RUN] * 9}, record=str(path))),
     "kept run": ("a.json", lambda path: store.save(path, RUN, {})),
     "kept run with arrays": ("a.json", lambda path: store.save(path, RUN, {"weights": np.zeros(900)})),
-    "table": ("a.csv", lambda path: benchmark.write(FRAME, path.with_suffix(""))),
-    "metrics": ("metrics.json", lambda path: benchmark.write_metrics(FRAME, path)),
+    "table": ("a.csv", lambda path: table_files.write(FRAME, path.with_suffix(""))),
+    "metrics": ("metrics.json", lambda path: table_files.write_metrics(FRAME, path)),
     "figure": ("a.svg", lambda path: style.save(Figure(), path.with_suffix(""))),
     "npz": ("p.npz", lambda path: data.export(CLEAN, path)),
     "safetensors": ("p.safetensors", lambda path: data.export(CLEAN, path)),

@@ -198,7 +198,7 @@ OTHERS = {
     "data.fetch.download": "compares a checksum (test_fetch.py)",
     "data.fetch._continue": "the network (test_fetch.py)",
     "base.records.note": "appends a line to a log",
-    "tables.in_words.beside": "calls benchmark.read",
+    "tables.in_words.beside": "calls table_files.read",
     "pipeline.site.build": "looks for results/<profile> (test_site.py)",
     **dict.fromkeys(
         (

@@ -6,7 +6,7 @@ import pytest
 
 from ul.base.errors import InputError
 from ul.base.stats import Interval
-from ul.tables import benchmark, in_words
+from ul.tables import in_words, table_files
 
 NAN = float("nan")
 
@@ -104,7 +104,7 @@ def test_own_images_stand_among_those_of_the_same_block(tmp_path):
     columns = {"n": 3, "ud_layers": 1.0, "ud_layers_low": np.nan, "ud_layers_high": np.nan}
     summary = frame(clean=[0.9], own=[0.3]).assign(**columns)
     known = frame(em=[0.1], lsp=[0.5], tap__jpeg=[0.0]).assign(**columns)
-    benchmark.write(known, tmp_path / "known")
+    table_files.write(known, tmp_path / "known")
     found = in_words.beside(summary, tmp_path / "known.csv")
     assert found["method"].to_dict() == {1: "em", 2: "own", 3: "lsp", 4: "clean"}
     assert in_words.remark(found, "known.csv") == ""
@@ -121,7 +121,7 @@ def test_a_share_just_below_0_is_0():
 def test_a_table_of_another_setting_is_remarked_on(tmp_path):
     columns = {"n": 3, "ud_layers": 1.0, "ud_layers_low": np.nan, "ud_layers_high": np.nan}
     summary = frame(own=[0.3]).assign(**columns)
-    benchmark.write(frame(em=[0.1]).assign(**columns | {"epochs": 20}), tmp_path / "longer")
+    table_files.write(frame(em=[0.1]).assign(**columns | {"epochs": 20}), tmp_path / "longer")
     found = in_words.beside(summary, tmp_path / "longer.csv")
     assert found["method"].tolist() == ["own"] and "longer.csv has no method of this setting" in in_words.remark(
         found, "longer.csv"

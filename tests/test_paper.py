@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from tests.conftest import real_views
 from tests.test_pipeline import cloned, dvc
 from ul.base.names import DATASETS
-from ul.tables.claims import FAILS, HOLDS, NOT_TESTED, UNDECIDED
+from ul.tables.rules import FAILS, HOLDS, NOT_TESTED, UNDECIDED
 
 PAPER = "profiles/paper/dvc.yaml"
 pytestmark = pytest.mark.long  # an hour or more: ResNet-18 and -50 with SAL on two cores

@@ -9,7 +9,7 @@ import pytest
 
 from tests.imports import ROOT
 from tests.test_pipeline import SMOKE, cloned, contents, dvc, environment
-from ul.tables import benchmark
+from ul.tables import table_files
 
 pytestmark = pytest.mark.long
 # Every place that fixes one thread a process, and how it reads for two; a clone is changed, never the package.
@@ -78,7 +78,7 @@ def test_two_threads_leave_accuracies_within_tolerance_and_compare_names_the_res
 
 
 def agreed(first: Path, again: Path) -> None:
-    found = benchmark.differences(first, again)
+    found = table_files.differences(first, again)
     told = asked(ROOT, "-m", "ul", "compare", str(first), str(again))
     line = told.stdout + told.stderr
     print(line)

@@ -126,9 +126,16 @@ def test_a_perfect_order_is_half_a_swap_from_one(kind, swapped):
 
 @pytest.mark.parametrize("pairs", [1, 2])
 def test_one_or_two_methods_have_hardly_an_order(pairs):
-    """The smoke profile ranks one method: its correlation is 0, whatever UD is."""
+    """The smoke profile ranks one method: its correlation is 0, whatever UD is, and nothing is known of it."""
     found = stats.correlations([0.0, 0.0], pairs, kind="kendall")
-    assert (found.estimate, found.low, found.high) == (0, 0, 0)
+    assert (found.estimate, found.low, found.high) == (0, -1, 1)
+
+
+@pytest.mark.parametrize(("kind", "swap"), [("spearman", 12 / 210), ("kendall", 4 / 30)])
+def test_equal_orders_are_known_to_half_a_swap(kind, swap):
+    """Three seeds that agree are no proof that the next one does."""
+    found = stats.correlations([0.6, 0.6, 0.6], 6, kind=kind)
+    assert (found.estimate, found.low, found.high) == pytest.approx((0.6, 0.6 - swap / 2, 0.6 + swap / 2))
 
 
 @pytest.mark.parametrize("bound", [0.0, 0.5, 2.0])

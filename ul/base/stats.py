@@ -99,14 +99,16 @@ MOST: dict[str, Callable[[int], float]] = {
 def correlations(found: ArrayLike, pairs: int, *, kind: str = "spearman", level: float = 0.95) -> Interval:
     """Mean of float[n] rank correlations over so many pairs each, with a t-interval on Fisher's z scale.
 
-    kind: a key of MOST, by which a perfect order enters the interval; the mean is the plain one, which the interval is
-    widened to hold. Raises ValueError as `student`.
+    kind: a key of MOST, by which a perfect order enters the interval. Orders come in steps: the interval is widened to
+    hold the mean, which is the plain one, and half a swap of neighbours on either side, so that equal seeds do not make
+    it a point. Raises ValueError as `student`.
     """
     most, mean = MOST[kind](max(pairs, 2)), float(np.mean(np.asarray(found, dtype=float)))
     ends = turned(student(np.arctanh(np.clip(found, -most, most)), level=level), np.tanh)
     if ends.n < 2:
         return Interval(mean, ends.low, ends.high, ends.n, level)
-    return Interval(mean, min(ends.low, mean), max(ends.high, mean), ends.n, level)
+    low, high = (float(np.clip(mean + step, -1, 1)) for step in (most - 1, 1 - most))
+    return Interval(mean, min(ends.low, low), max(ends.high, high), ends.n, level)
 
 
 def p_against(interval: Interval, bound: float, *, log: bool = False) -> float:

@@ -70,10 +70,13 @@ def heat_maps(
     return figure
 
 
-def intervals(ax: Axes, frame: "pd.DataFrame", column: str, *, label: str, ratio: bool = False) -> Axes:
+def intervals(
+    ax: Axes, frame: "pd.DataFrame", column: str, *, label: str, ratio: bool = False, zeros: str | None = None
+) -> Axes:
     """One point with its 95 % interval for each row of a summary table (columns column, column_low, column_high).
 
-    ratio: on a logarithmic axis with a line at 1, where a 0 and a value that is not known are words.
+    ratio: on a logarithmic axis with a line at 1, where a 0 and a value that is not known are words. zeros: a column
+    that counts the zeros in a mean, which is said instead of an interval.
     """
     for place, (_, row) in enumerate(frame[::-1].iterrows()):
         if ratio and not row[column] > 0:
@@ -82,6 +85,10 @@ def intervals(ax: Axes, frame: "pd.DataFrame", column: str, *, label: str, ratio
             continue
         span = np.abs([[row[column] - row[f"{column}_low"]], [row[f"{column}_high"] - row[column]]])
         ax.errorbar(row[column], place, xerr=np.nan_to_num(span), fmt="o", color=colour(row["method"]), capsize=2)
+        if zeros and row[zeros]:
+            ax.annotate(
+                f"{row[zeros]} zeros in it", (row[column], place), xytext=(5, 4), textcoords="offset points", fontsize=7
+            )
     ax.set(
         yticks=range(len(frame)), yticklabels=[f"{m} (n={n})" for m, n in zip(frame.method, frame.n, strict=True)][::-1]
     )

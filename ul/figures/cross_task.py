@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ..base import records, stats
 from ..base.errors import Record
 from ..base.names import TASKS
-from ..tables import claims
+from ..tables import study_claims
 from .charts import show
 from .style import colour
 
@@ -91,7 +91,7 @@ def shares(ax: Axes, table: pd.DataFrame, names: Sequence[str]) -> Axes:
         ax.errorbar(
             places, part["protection"], yerr=spans, fmt="o", color=colour(method), label=method, capsize=2, markersize=4
         )
-    for bound in (claims.LEFT, claims.TAKEN):
+    for bound in (study_claims.LEFT, study_claims.TAKEN):
         ax.axhline(bound, color="#bbbbbb", linewidth=0.8, linestyle=":", zorder=0)
     ax.axhline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
     ax.set(xticks=range(len(names)), ylim=LIMITS, xlim=(-0.5, len(names) - 0.5))

@@ -96,11 +96,11 @@ def _check_poison(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from ..tables import benchmark
+    from ..tables import table_files
 
-    if found := benchmark.differences(args.a, args.b):
+    if found := table_files.differences(args.a, args.b):
         raise InputError(f"{len(found)} differences beyond tolerance: " + "; ".join(found))
-    print(f"tables/benchmark/ud_by_data.csv of {args.a} and {args.b} agree within {benchmark.TOLERANCES}")
+    print(f"tables/benchmark/ud_by_data.csv of {args.a} and {args.b} agree within {table_files.TOLERANCES}")
 
 
 def _report(args: argparse.Namespace) -> None:

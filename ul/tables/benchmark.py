@@ -1,95 +1,22 @@
-"""Tables from records: UD and accuracy a run, intervals a condition, rank correlation; written as csv, md and tex."""
+"""The benchmark's tables: UD and accuracy a run, intervals a condition, and which poisons count."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
-from ..base import records, stats, ud
-from ..base.errors import InputError, Record, existing, located
+from ..base import stats, ud
+from ..base.errors import InputError, Record
 from ..base.names import CLEAN, NOISE
 from . import published
+from .run_records import BLOCK, key, layer_weights, sal_matrix
 
-BLOCK = ["dataset", "architecture", "defense", "epochs"]
 UNITS = ("ud_layers", "ud_weights", "ud_own", "ud_pooled")
-RANKED = ("ud_layers", "ud_weights")
 LATE = ("late_sal", "late_sal_weights")
 TESTED = {"ud_layers": "p_holm", "ud_weights": "p_holm_weights"}
 MEASURED = ("test_accuracy", "train_accuracy", "train_loss", "loss_area", *UNITS)
 MEASURED += ("learnable", "clean_learnable", "possible", *LATE, "comparable")
-FIRST, AGAIN = "run `dvc repro` first", "run `dvc repro` again"
-FEWEST_METHODS = 5  # a rank correlation over fewer methods decides nothing
-
-
-def load(folder: Path | str, settings: list[str]) -> list[Record]:
-    """All runs of the named settings, `<folder>/<setting>.json` each, in order, a run that two of them hold once.
-
-    Raises InputError if a file lacks or holds no runs, or if two files hold different runs of one key.
-    """
-    found: dict[tuple[Any, ...], Record] = {}
-    for name in settings:
-        for own, run in _runs(located(folder) / f"{name}.json"):
-            if found.setdefault(own, run) != run:
-                what = " ".join(map(str, own))
-                mend = f"give them equal settings, or {AGAIN}"
-                raise InputError(f"{name}.json: {what} differs from another setting's; {mend}")
-    return list(found.values())
-
-
-def _runs(path: Path) -> list[tuple[tuple[Any, ...], Record]]:
-    try:
-        found = [(key(run), run) for run in records.load(path)["runs"]]
-        dict(found)  # every key can be looked up
-        return found
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: no runs of a setting ({type(error).__name__}: {error}); {AGAIN}") from None
-
-
-def of(runs: list[Record], **wanted: object) -> list[Record]:
-    """The runs whose configuration has these values, for example method="lsp", defense="none"."""
-    return [run for run in runs if all(run["config"][name] == value for name, value in wanted.items())]
-
-
-def by_name(runs: list[Record]) -> dict[str, list[Record]]:
-    """The runs of each method, methods as they come first."""
-    return {m: of(runs, method=m) for m in dict.fromkeys(run["config"]["method"] for run in runs)}
-
-
-def sal_matrix(run: Record, value: str = "sal") -> np.ndarray:
-    """SAL of a run, float[epochs, layers] in nats (`value`: sal, s_max or s_min)."""
-    return np.array([probe[value] for probe in run["sal"]], dtype=float)
-
-
-def trajectories(runs: list[Record]) -> pd.DataFrame:
-    """SAL along training, one row a run, probed epoch and layer.
-
-    method, seed, epoch, layer, sal, s_max, s_min, error (standard error over images) in nats, radius, weights.
-    """
-    parts = [
-        pd.DataFrame(probe).assign(method=run["config"]["method"], seed=run["config"]["seed"])
-        for run in runs
-        for probe in run["sal"]
-    ]
-    return pd.concat(parts, ignore_index=True).set_index(["method", "seed", "epoch", "layer"]).reset_index()
-
-
-def layer_weights(run: Record) -> np.ndarray:
-    """Weights of each probed layer, int[layers]."""
-    return np.array(run["sal"][0]["weights"])
-
-
-def threshold(clean: list[Record]) -> float:
-    """Learnable threshold of the clean runs, mean over seeds (for figures; UD uses each seed's own)."""
-    return float(np.mean([ud.threshold(sal_matrix(run)) for run in clean]))
-
-
-def key(run: Record) -> tuple[Any, ...]:
-    """(dataset, architecture, defense, epochs, method, seed) of a run."""
-    config = run["config"]
-    named = [config[name] for name in ("dataset", "architecture", "defense")]
-    return (*named, config["recipe"]["epochs"], config["method"], config["seed"])
 
 
 def benchmark(runs: list[Record]) -> pd.DataFrame:
@@ -296,6 +223,8 @@ def in_brief(interval: stats.Interval, zeros: int) -> str:
         return "too few layers"
     if zeros:
         return f"0 in {zeros} of {interval.n}"
+    if interval.n == 1:
+        return f"{interval.estimate:.2f} (one seed)"
     return f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
@@ -309,129 +238,16 @@ def fitted(summary: pd.DataFrame) -> bool:
     return bool(summary["fits"].all())
 
 
-def rank_correlation(frame: pd.DataFrame, unit: str = "ud_layers") -> Record:
-    """Spearman's rho of UD with test accuracy over the poisons of one block: neither clean images nor noise is one.
-
-    Of the seeds in which every poison has a UD. rho per seed with its interval on Fisher's z scale over the seeds that
-    have an order (None below three methods or without such a seed); p: exact permutation over methods of the seed
-    means.
-    """
-    part = poisons(frame)
-    known = part.groupby("seed")[unit].transform(lambda values: values.notna().all())
-    part = part[known.astype(bool)]
-    none = {"interval": None, "rho_of_means": np.nan, "p": 1.0, "methods": part["method"].nunique()}
-    if part["method"].nunique() < 3:
-        return none
-    per_seed = [stats.rank_correlation(g[unit], g["test_accuracy"])[0] for _, g in part.groupby("seed")]
-    means = part.groupby("method")[[unit, "test_accuracy"]].mean()
-    rho, p = stats.rank_correlation(means[unit], means["test_accuracy"])
-    finite = [r for r in per_seed if np.isfinite(r)]
-    interval = stats.correlations(finite, len(means)) if finite else None
-    return none | {"interval": interval, "rho_of_means": rho, "p": p}
-
-
-def ranks(frame: pd.DataFrame) -> pd.DataFrame:
-    """`rank_correlation` of every block and unit as rows; with several blocks also of all conditions together."""
-    parts = [(block, part) for block, part in frame.groupby(BLOCK, sort=False)]
-    if len(parts) > 1:
-        parts.append((("all",) * len(BLOCK), _together(frame)))
-    return pd.DataFrame([_rank_row(block, part, unit) for block, part in parts for unit in RANKED])
-
-
-def _together(frame: pd.DataFrame) -> pd.DataFrame:
-    """All blocks as one, each condition a method of its own; the seeds that all conditions have.
-
-    Accuracy and UD become ranks within their block and seed: what differs between data sets or networks is no order of
-    methods.
-    """
-    frame = poisons(frame)
-    names = frame[["method", *BLOCK]].astype(str).agg(" ".join, axis=1)
-    counts = names.groupby(frame["seed"]).nunique()
-    shared = frame["seed"].isin(counts[counts == names.nunique()].index)
-    kept = frame.assign(method=names)[shared]
-    ranked = ["test_accuracy", *RANKED]
-    return kept.assign(**kept.groupby([*BLOCK, "seed"])[ranked].rank(pct=True))
-
-
-def _rank_row(block: tuple[Any, ...], part: pd.DataFrame, unit: str) -> Record:
-    found = rank_correlation(part, unit)
-    row = dict(zip(BLOCK, block, strict=True)) | {"unit": unit, "methods": found["methods"]}
-    interval = found["interval"]
-    row |= interval.columns("rho") | {"seeds": interval.n} if interval else {}
-    return row | {"rho_of_means": found["rho_of_means"], "p_exact": found["p"]}
-
-
 def over_seeds(frame: pd.DataFrame, keys: list[str], shares: Iterable[str] = ()) -> pd.DataFrame:
     """One row a group of `keys`: n, mean and t-interval of every other column over its rows; nan where one is nan.
 
     shares: columns in 0..1, whose intervals are on the logit scale.
     """
     found = []
-    for key, part in frame.groupby(keys, sort=False):
-        row = dict(zip(keys, key, strict=True)) | {"n": len(part)}
+    for place, part in frame.groupby(keys, sort=False):
+        row = dict(zip(keys, place, strict=True)) | {"n": len(part)}
         for column in part.columns.drop(keys):
             kind = stats.share if column in shares else stats.student
             row |= stats.known(part[column], kind).columns(column)
         found.append(row)
     return pd.DataFrame(found)
-
-
-def write(frame: pd.DataFrame, stem: Path | str, *, digits: int = 4) -> None:
-    """`<stem>.csv`, `.md` and `.tex`, numbers of `digits` significant digits, lines ending in a newline."""
-    short = frame.map(lambda v: float(f"{v:.{digits}g}") + 0.0 if isinstance(v, float) else v)
-    stem = Path(stem)
-    records.write_text(stem.with_suffix(".csv"), short.to_csv(index=False, lineterminator="\n"))
-    records.write_text(stem.with_suffix(".md"), short.to_markdown(index=False) + "\n")
-    records.write_text(stem.with_suffix(".tex"), short.to_latex(index=False, escape=True))
-
-
-def write_metrics(summary: pd.DataFrame, path: Path | str) -> None:
-    """dataset.method.measure as JSON, those that are known, for `dvc metrics show` and `dvc metrics diff`."""
-    columns = ["test_accuracy", "ud_layers", "ud_weights", "ud_pooled", "late_sal"]
-    known = {d: part.set_index("method")[columns] for d, part in summary.groupby("dataset", sort=False)}
-    found = {d: {m: row.dropna().to_dict() for m, row in part.iterrows()} for d, part in known.items()}
-    records.save(found, path)
-
-
-NEEDED = ("test_accuracy", "ud_layers")
-TOLERANCES = {"test_accuracy": 0.05, "accuracy_minus_noise": 0.05, "ud_layers": 0.25, "ud_weights": 0.25}
-
-
-def differences(a: Path | str, b: Path | str) -> list[str]:
-    """How `ud_by_data.csv` of two result folders differs beyond TOLERANCES (absolute), one line each; none: they agree.
-
-    Between machines sums round differently and runs drift apart, so only means over seeds are compared.
-    Raises InputError if a table is missing or damaged.
-    """
-    name = Path("tables") / "benchmark" / "ud_by_data.csv"
-    old, new = (_indexed(Path(folder) / name) for folder in (a, b))
-    if list(old.index) != list(new.index):
-        return [f"conditions differ: {sorted(set(old.index) ^ set(new.index), key=str)}"]
-    shared = [c for c in TOLERANCES if c in old and c in new]
-    gaps = [(row, c, old.at[row, c], new.at[row, c]) for row in old.index for c in shared]
-    return [f"{' '.join(map(str, row))} {c}: {x} and {y}" for row, c, x, y in gaps if _apart(x, y, TOLERANCES[c])]
-
-
-def _apart(x: float, y: float, most: float) -> bool:
-    return not (abs(x - y) <= most or (np.isnan(x) and np.isnan(y)))
-
-
-def _indexed(path: Path) -> pd.DataFrame:
-    keys, mend = [*BLOCK, "method"], f"{FIRST}, or name another folder"
-    found = read(path, [*keys, *NEEDED], mend=mend).set_index(keys)
-    measured = found[[c for c in TOLERANCES if c in found]]
-    if not found.index.is_unique or any(not pd.api.types.is_numeric_dtype(kind) for kind in measured.dtypes):
-        raise InputError(f"{path}: a condition comes twice, or a measure is no number; {mend}")
-    return found
-
-
-def read(path: Path | str, columns: Sequence[str] = (), *, mend: str = FIRST) -> pd.DataFrame:
-    """A table (.csv). Raises InputError, with the mend, if it is missing, not a table, or lacks one of the columns."""
-    existing(path, mend)
-    try:
-        found = pd.read_csv(path)
-    except Exception as error:  # damaged files raise many types
-        raise InputError(f"{path}: not a table ({type(error).__name__}); {mend}") from None
-    if missing := set(columns) - set(found):
-        raise InputError(f"{path}: no column {', '.join(sorted(missing))}; {mend}")
-    return found

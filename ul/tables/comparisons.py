@@ -9,7 +9,7 @@ import pandas as pd
 from ..base import stats
 from ..base.errors import Record
 from ..base.names import CLEAN, NETWORKS
-from . import benchmark
+from . import benchmark, run_records
 
 TRANSFORMERS = tuple(name for name, network in NETWORKS.items() if network.transformer)
 POOLED = "all"
@@ -24,7 +24,7 @@ def with_bases(settings: Iterable[str]) -> list[str]:
 def logs(frame: pd.DataFrame) -> pd.Series:
     """log UD (layers) of every run by BLOCK, method and seed; nan where there is none, or it is 0."""
     values = np.log(frame["ud_layers"].where(frame["ud_layers"] > 0))
-    return pd.Series(values.to_numpy(), index=pd.MultiIndex.from_frame(frame[[*benchmark.BLOCK, "method", "seed"]]))
+    return pd.Series(values.to_numpy(), index=pd.MultiIndex.from_frame(frame[[*run_records.BLOCK, "method", "seed"]]))
 
 
 GAINS = ["dataset", "architecture", "defense", "methods", "n", "seeds", "gain", "gain_low", "gain_high"]
@@ -116,11 +116,11 @@ def sal_by_epoch(runs: list[Record]) -> pd.DataFrame:
 
     runs: of one block. dataset, method, epoch, n, sal_ratio with its ends.
     """
-    clean = {run["config"]["seed"]: run for run in benchmark.of(runs, method=CLEAN)}
+    clean = {run["config"]["seed"]: run for run in run_records.of(runs, method=CLEAN)}
     rows = []
     for run in (r for r in runs if r["config"]["method"] != CLEAN):
         config = run["config"]
-        logs = [np.log(benchmark.sal_matrix(r) + benchmark.TINY).mean(1) for r in (run, clean[config["seed"]])]
+        logs = [np.log(run_records.sal_matrix(r) + benchmark.TINY).mean(1) for r in (run, clean[config["seed"]])]
         place = {"dataset": config["dataset"], "method": config["method"]}
         epochs = [probe["epoch"] for probe in run["sal"]]
         rows += [place | {"epoch": e, "ratio": v} for e, v in zip(epochs, np.exp(logs[0] - logs[1]), strict=True)]

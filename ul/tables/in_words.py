@@ -10,8 +10,8 @@ from ..base import stats
 from ..base.errors import InputError, located
 from ..base.names import CLEAN
 from ..base.stats import Interval
-from . import benchmark
-from .claims import LEFT, TAKEN
+from . import run_records, table_files
+from .study_claims import LEFT, TAKEN
 
 MEND = "run `dvc repro`, or give None"
 COLUMNS = ["question", "verdict", "share", "share_low", "share_high", "n"]
@@ -93,12 +93,12 @@ def beside(summary: pd.DataFrame, path: Path | str | None) -> pd.DataFrame:
     None: no table. Numbers compare where both were trained on as many images. Raises InputError if the file is no such
     table.
     """
-    shown = [*benchmark.BLOCK, "method", "n", "test_accuracy", "ud_layers", "ud_layers_low", "ud_layers_high"]
+    shown = [*run_records.BLOCK, "method", "n", "test_accuracy", "ud_layers", "ud_layers_low", "ud_layers_high"]
     parts = [summary.assign(measured="here")]
     if path is not None:
-        known = benchmark.read(located(path), shown, mend=MEND)
+        known = table_files.read(located(path), shown, mend=MEND)
         try:
-            parts.append(known.merge(summary[benchmark.BLOCK].drop_duplicates()).assign(measured="in the table"))
+            parts.append(known.merge(summary[run_records.BLOCK].drop_duplicates()).assign(measured="in the table"))
         except ValueError as error:  # text where numbers belong
             raise InputError(f"{path}: no table of a benchmark ({error}); {MEND}") from None
     found = pd.concat(parts).sort_values("test_accuracy", kind="stable")[["measured", *shown]]

@@ -8,7 +8,7 @@ import pandas as pd
 from ..base import records, stats
 from ..base.errors import InputError, Record, located
 from ..base.names import CLEAN, NOISE
-from . import benchmark, published
+from . import benchmark, published, run_records, table_files
 
 CPU = "cpu"
 TRIED_ON = "rooms"  # what `make recipes` trains on
@@ -71,7 +71,7 @@ def with_recipes(table: pd.DataFrame, path: Path | str) -> pd.DataFrame:
     names |= {"difference": "cpu_minus_published"}
     names |= {f"difference_{end}": f"cpu_minus_published_{end}" for end in ("low", "high")}
     mend = "run `make recipes`, or give None"
-    found = benchmark.read(located(path), ["method", *names], mend=mend).set_index("method")
+    found = table_files.read(located(path), ["method", *names], mend=mend).set_index("method")
     if not found.index.is_unique:
         raise InputError(f"{path}: a method comes twice; {mend}")
     reduced = table["method"].where((table["recipe"] == CPU) & (table["dataset"] == TRIED_ON))
@@ -80,7 +80,7 @@ def with_recipes(table: pd.DataFrame, path: Path | str) -> pd.DataFrame:
 
 # ---- Defenses ------------------------------------------------------------------------------------------------------
 
-GROUP = benchmark.BLOCK
+GROUP = run_records.BLOCK
 
 
 def defended(runs: list[Record]) -> pd.DataFrame:
@@ -91,7 +91,7 @@ def defended(runs: list[Record]) -> pd.DataFrame:
     poison lowers accuracy without a defense; protection_left: the same under the defense (clean under it minus poison
     under it). Raises InputError if the undefended or the clean runs of the same epochs are not among `runs`.
     """
-    finals = [[*benchmark.key(run), run["history"]["test_accuracy"][-1]] for run in runs]
+    finals = [[*run_records.key(run), run["history"]["test_accuracy"][-1]] for run in runs]
     frame = pd.DataFrame(finals, columns=[*GROUP, "method", "seed", "test_accuracy"])
     wide = frame.pivot(index="seed", columns=[*GROUP, "method"], values="test_accuracy")
     rows = [_defended(wide, name) for name in wide.columns if name[2] != "none"]

@@ -12,7 +12,7 @@ from scipy import stats as scipy_stats
 from ..base import stats, ud
 from ..base.errors import Record
 from ..base.names import CLEAN
-from . import benchmark
+from . import run_records
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def _sal(run: Record, choice: Choice) -> np.ndarray:
 
 
 def _options(twin: Record, choice: Choice) -> dict[str, Any]:
-    weights = benchmark.layer_weights(twin) if choice.unit == "weights" else None
+    weights = run_records.layer_weights(twin) if choice.unit == "weights" else None
     return {"weights": weights, "rule": choice.rule, "window": slice(choice.first, None)}
 
 
