@@ -134,6 +134,13 @@ def _finish(job: Job | Failure, path: Path | None, wanted: list[Any]) -> Record 
         return Failure(job.name, records.reason(error))
 
 
+def _there(job: Job | Failure, path: Path | None, _: list[Any]) -> Record | Failure | None:
+    """A failure, or what is kept of a job; None if it has to be run."""
+    if isinstance(job, Failure):
+        return job
+    return None if path is None else store.load(path)
+
+
 def _where(kept: Path | None) -> str:
     return f"finished runs are kept in {kept}" if kept else "nothing was kept"
 
@@ -179,7 +186,7 @@ def _carried_out(
     tasks: Iterator[tuple[Any, ...]], label: str, total: int, jobs: int | None, backend: str, address: str | None
 ) -> list[Record | Failure]:
     if backend not in CLUSTERS:
-        return processes.each(_finish, tasks, label, total=total, jobs=jobs)
+        return processes.each(_finish, tasks, label, total=total, jobs=jobs, ready=_there)
     return _on_cluster(tasks, CLUSTERS[backend](processes.how_many(total, jobs), address), label, total)
 
 
