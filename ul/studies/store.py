@@ -6,6 +6,7 @@ Arrays of a record (`ARRAYS`) lie beside it in a safetensors file, whose digest 
 import hashlib
 import json
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,12 @@ ARRAYS = "arrays"  # of a record: arrays by name
 
 def machine() -> list[Any]:
     """What numbers depend on beside code: device, precision, a GPU's model, versions (the JPEG coder's, too)."""
-    return [device.machine(device.device()), records.versions(), {name: _version(name) for name in MORE}]
+    return [device.machine(device.device()), *_packages()]
+
+
+@cache
+def _packages() -> tuple[dict[str, str], dict[str, str | None]]:
+    return records.versions(), {name: _version(name) for name in MORE}
 
 
 def _version(name: str) -> str | None:
