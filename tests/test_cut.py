@@ -26,9 +26,21 @@ def used(name="resnet8", size=16):
 
 @pytest.mark.parametrize("name", sorted(classifiers.CLASSIFIERS))
 def test_head_and_tail_are_the_network_also_after_the_layer_changed(name):
+    """Of a deep network every seventh layer, so that those at each place in a block are among them, and the last."""
+    layers = classifiers.probed_layers(used(name)[0])
+    cut_at(name, layers if len(layers) < 25 else [*layers[::7], layers[-1]])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["resnet50", "vit_small"])
+def test_head_and_tail_of_every_layer_of_a_deep_network(name):
+    cut_at(name, classifiers.probed_layers(used(name)[0]))
+
+
+def cut_at(name: str, layers: list[str]) -> None:
     model, images = used(name)
     traced = cut.traced(model, images)
-    for layer in classifiers.probed_layers(model):
+    for layer in layers:
         head, tail = cut.cut(model, traced, layer, images[:1])
         inputs, weight = head(images), model.get_submodule(layer).weight
         torch.testing.assert_close(tail(*inputs), model(images), rtol=1e-4, atol=1e-4)

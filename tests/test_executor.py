@@ -320,11 +320,16 @@ def started(backend, kept, tmp_path) -> subprocess.Popen:
     return process
 
 
-def completes(kept) -> None:
+@pytest.fixture(scope="module")
+def eight():
+    return text(conditions.run_all(runs(seeds=4), jobs=1))
+
+
+def completes(kept, eight) -> None:
     """The same call again finishes what is left, and touches nothing that is there."""
     before = {file.name: file.stat().st_mtime_ns for file in kept.glob("*.json")}
     found = conditions.run_all(runs(seeds=4), jobs=1, folder=kept)
-    assert text(found) == text(conditions.run_all(runs(seeds=4), jobs=1))
+    assert text(found) == eight
     assert before.items() <= {file.name: file.stat().st_mtime_ns for file in kept.glob("*.json")}.items()
 
 
@@ -339,16 +344,16 @@ LOST = {"processes": "TerminatedWorkerError", "ray": "ActorDiedError"}  # what t
 
 
 @pytest.mark.slow
-def test_a_killed_study_loses_no_finished_run(tmp_path):
+def test_a_killed_study_loses_no_finished_run(tmp_path, eight):
     process = started("processes", tmp_path / "kept", tmp_path)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    completes(tmp_path / "kept")
+    completes(tmp_path / "kept", eight)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend, package", [("processes", None), ("dask", "distributed"), ("ray", "ray")])
-def test_a_killed_worker_loses_no_finished_run(backend, package, tmp_path):
+def test_a_killed_worker_loses_no_finished_run(backend, package, tmp_path, eight):
     """Dask sends its run to another worker; processes and Ray's actors end in one line that says what to do."""
     if package:
         pytest.importorskip(package, reason="the extra `cluster` is not installed")
@@ -359,7 +364,7 @@ def test_a_killed_worker_loses_no_finished_run(backend, package, tmp_path):
         assert f"a worker is lost ({LOST[backend]}" in errors and "finished runs are kept in" in errors
     else:
         assert process.returncode == 0, errors[-2000:]
-    completes(tmp_path / "kept")
+    completes(tmp_path / "kept", eight)
 
 
 def test_progress_names_every_defense():
