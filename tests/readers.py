@@ -291,8 +291,8 @@ READERS: dict[str, Reader] = {
         ("base.records.load", "tables.run_records.load", "tables.run_records._runs"),
     ),
     "poison records": Reader(
-        "poison-a.json", (json.dumps({"method": "em", "eps": 0.1}).encode(),),
-        lambda folder: poison_tables.load(folder, ["a"]), ("tables.poisons.load",),
+        "poison-a.json", (json.dumps({"poisons": [{"dataset": "a", "method": "em"}]}).encode(),),
+        lambda folder: poison_tables.load(folder, [("a", "em")]), ("tables.poisons.load",),
     ),
     "packed arrays": Reader("a.json", (PACKED,), _packed, ("base.records.study", "base.records.unpacked")),
     "kept runs": Reader("cell.json", (KEPT,), _kept, ("studies.store.load",), beside=(("cell.safetensors", ARRAYS),)),

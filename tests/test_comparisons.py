@@ -214,7 +214,9 @@ def test_bump_lines_are_ranks_where_a_method_has_a_value():
     _, ax = plt.subplots()
     lines = [line.get_xydata().tolist() for line in charts.bumps(ax, wide, label="toy").lines]
     assert lines == [[[0, 3], [1, 1]], [[0, 1], [1, 2]], [[0, 2]]]
-    assert [text.get_text() for text in ax.texts] == ["lsp", "em", "ar"] and ax.yaxis_inverted()
+    assert {text.get_text() for text in ax.texts} == {"lsp", "em", "ar"} and ax.yaxis_inverted()
+    tied = charts.bumps(plt.subplots()[1], wide.assign(jpeg=0.5), label="toy")
+    assert [text.get_text() for text in tied.texts] == ["lsp, em, ar"], "names that would lie on each other"
     plt.close("all")
 
 

@@ -31,12 +31,15 @@ CONFIG = {
 HEADLINE = ["class_scene", "keypoints2d", "depth_euclidean", "segment_unsup2d"]
 
 
-def test_runs_are_paired_by_seed():
+def test_runs_are_paired_by_seed(tmp_path):
     runs = cross_task.planned(CONFIG)
     assert [(r.images.method, r.seed) for r in runs] == [(m, s) for m in ("clean", "noise", "lsp") for s in (0, 1)]
     assert runs[0].tasks == names.VIEWS and runs[0].single == ("class_object",) and runs[0].probes == (2, 4)
-    stored = cross_task.planned(CONFIG | {"poisons": "somewhere"})
-    assert [r.images.poison for r in stored[::2]] == [None, "somewhere/rooms-noise.npz", "somewhere/rooms-lsp.npz"]
+    for name in (f"rooms-{m}-{s}.npz" for m in ("noise", "lsp") for s in (0, 1)):
+        (tmp_path / name).write_bytes(b"")
+    stored = [r.images.poison for r in cross_task.planned(CONFIG | {"poisons": str(tmp_path)})]
+    assert stored == [None, None, *(f"{tmp_path}/rooms-{m}-{s}.npz" for m in ("noise", "lsp") for s in (0, 1))]
+    assert [r.images.poison_seed for r in runs] == [0, 0, 0, 1, 0, 1]
 
 
 def test_a_file_of_ones_own_is_a_method_beside_the_others():
@@ -154,9 +157,11 @@ def test_a_failing_run_is_named_and_the_others_are_finished(small, tmp_path, mon
     assert before.items() <= {file: file.stat().st_mtime_ns for file in folder.iterdir()}.items()
 
 
-def test_a_poison_that_cannot_be_made_stops_its_own_runs_only(small, tmp_path):
+def test_a_poison_that_cannot_be_read_stops_its_own_runs_only(small, tmp_path):
+    for seed in (0, 1):
+        (tmp_path / f"taskonomy-noise-{seed}.npz").write_bytes(b"")
     runs = cross_task.planned(small | {"poisons": str(tmp_path)})
-    with pytest.raises(InputError, match=r"2 of 4 runs failed: .*taskonomy-noise\.npz is missing"):
+    with pytest.raises(InputError, match=r"2 of 4 runs failed: .*taskonomy-noise-0\.npz"):
         cross_task.run_all(runs, jobs=1, folder=tmp_path / "kept")
     assert len(list((tmp_path / "kept").iterdir())) == 2
 

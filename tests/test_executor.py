@@ -52,10 +52,33 @@ def test_conditions_hold_both_kinds_of_twins_once():
     assert {run.images.method for run in conditions.several(TINY, ["lsp"], baseline=False)} == {"lsp"}
 
 
-def test_poisons_are_read_from_a_folder():
-    found = conditions.several(TINY, ["lsp", "em"], poisons="there")
-    files = {run.images.method: run.images.poison for run in found}
-    assert files == {"clean": None, "lsp": "there/rooms-lsp.npz", "em": "there/rooms-em.npz"}
+def test_a_seed_draws_the_poison_too():
+    """Clean runs and a user's file have no draw, so that they are one run whatever stands beside them."""
+    found = conditions.several(TINY, ["lsp"]) + conditions.several(TINY | {"poison": "mine.npz"}, ["lsp"])
+    draws = {(run.images.method, run.seed): run.images.poison_seed for run in found}
+    assert draws == {(m, s): s * (m == "lsp") for m in ("clean", "lsp", "own") for s in range(2)}
+
+
+def laid(folder: Path, *names: str) -> str:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    return str(folder)
+
+
+def test_poisons_are_read_from_a_folder(tmp_path):
+    folder = laid(tmp_path, "rooms-lsp-0.npz", "rooms-lsp-1.npz", "deep/rooms-em-0.npz", "deep/rooms-em-1.npz")
+    found = conditions.several(TINY, ["lsp", "em"], poisons=folder)
+    files = [(run.images.method, run.seed, run.images.poison) for run in found[2:]]
+    wanted = [("lsp", s, f"{folder}/rooms-lsp-{s}.npz") for s in range(2)]
+    assert files == wanted + [("em", s, f"{folder}/deep/rooms-em-{s}.npz") for s in range(2)]
+    assert {run.images.poison for run in found[:2]} == {None}
+
+
+@pytest.mark.parametrize("names", [(), ("rooms-lsp-1.npz",), ("rooms-lsp-0.npz", "deep/rooms-lsp-0.npz")])
+def test_a_poison_that_is_not_there_once_is_told_before_anything_runs(tmp_path, names):
+    with pytest.raises(InputError, match=r"holds [02] files rooms-lsp-0\.npz; make it with 01_poison"):
+        conditions.several(TINY, ["lsp"], poisons=laid(tmp_path, *names))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +113,7 @@ def test_what_makes_the_images_is_all_that_a_poison_depends_on(monkeypatch):
         images.poisoned(of(other, share=0.5, label_noise=0.5).images)
     assert len(made) == 1
     images.poisoned(of(run, eps=0.5).images)
-    images.poisoned(of(run, poison_seed=1).images)
+    images.poisoned(of(run, poison_seed=2).images)
     assert len(made) == 3
 
 
@@ -258,9 +281,9 @@ def test_failures_are_named_and_the_others_finished(tmp_path, monkeypatch):
     assert len(conditions.run_all(runs(), jobs=1, folder=tmp_path)) == 4
 
 
-def test_a_poison_that_cannot_be_made_stops_its_own_runs_only(tmp_path):
-    chosen = conditions.several(TINY, ["lsp"], poisons=str(tmp_path))
-    with pytest.raises(InputError, match=r"2 of 4 runs failed: .*rooms-lsp\.npz is missing"):
+def test_a_poison_that_cannot_be_read_stops_its_own_runs_only(tmp_path):
+    chosen = conditions.several(TINY, ["lsp"], poisons=laid(tmp_path, "rooms-lsp-0.npz", "rooms-lsp-1.npz"))
+    with pytest.raises(InputError, match=r"2 of 4 runs failed: .*rooms-lsp-0\.npz"):
         conditions.run_all(chosen, jobs=1, folder=tmp_path / "kept")
     assert len(list((tmp_path / "kept").iterdir())) == 2
 

@@ -180,7 +180,7 @@ OPENING = re.compile(
 OTHERS = {
     **dict.fromkeys((f"pipeline.commands.{name}" for name in ("_verify", "_info", "_to_poison")), "calls data.load"),
     **dict.fromkeys(
-        ("studies.images._clean", "studies.images._whole", "studies.poison.study", "tasks.labels.load"),
+        ("studies.images._clean", "studies.images._whole", "studies.poison._splits", "tasks.labels.load"),
         "calls data.load",
     ),
     **dict.fromkeys(("pipeline.commands._check_poison", "studies.images.of_method"), "calls data.read_poison"),
@@ -194,7 +194,8 @@ OTHERS = {
     "base.arithmetic._said": "reads what Linux says of the processor",
     "pipeline.cleaning._ready": "calls notebooks.read",
     "pipeline.cleaning._written": "lists its own folder",
-    "studies.store.once": "calls store.load",
+    **dict.fromkeys(("studies.store.once", "studies.executor._there"), "calls store.load"),
+    "studies.images.stored": "looks for a file by its name",
     "data.fetch.download": "compares a checksum (test_fetch.py)",
     "data.fetch._continue": "the network (test_fetch.py)",
     "base.records.note": "appends a line to a log",

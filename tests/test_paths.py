@@ -17,6 +17,20 @@ def trained(model: nn.Module, steps: int, *, lr: float = 0.5) -> None:
         optimizer.step()
 
 
+@pytest.mark.parametrize("shape", [(40, 15), (15, 40)])
+def test_components_are_those_of_the_svd(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.linspace(1, 3, shape[1])
+    axes, spread = paths.components(x, 4)
+    _, values, vectors = torch.linalg.svd(x, full_matrices=False)
+    torch.testing.assert_close(spread, values[:4])
+    torch.testing.assert_close((axes * vectors[:4]).sum(1).abs(), torch.ones(4))
+
+
+def test_more_components_than_there_are_is_one_line():
+    with pytest.raises(InputError, match="features is 5, but 5 images of 9 values have fewer"):
+        paths.components(torch.randn(5, 9), 5)
+
+
 def test_a_path_holds_the_start_every_kth_step_and_the_last():
     model = nn.Linear(2, 1)
     start = torch.cat([p.detach().flatten() for p in model.parameters()])

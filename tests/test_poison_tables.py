@@ -21,15 +21,8 @@ ACCURACY = {
 
 def poison(method, recipe="as published", **changes):
     sizes = {"linf": 0.03, "l2": 1.2, "l2_mean": 1.1, "l0": 256, "linf_but_one": 0.03}
-    base = {
-        "dataset": "toy",
-        "method": method,
-        "recipe": recipe,
-        "eps": 0.0313725,
-        "passes_per_image": 3.0,
-        "separability": 0.5,
-    }
-    return base | {"sizes": sizes, "passes_per_image": 3.0} | changes
+    draws = [{"seed": seed, "sizes": sizes, "passes_per_image": 3.0, "separability": 0.5 + seed} for seed in (0, 1)]
+    return {"dataset": "toy", "method": method, "recipe": recipe, "eps": 0.0313725, "draws": draws} | changes
 
 
 def rows(methods=("noise", "lsp", "ar", "tap"), **recipes):
@@ -81,11 +74,23 @@ def test_two_data_sets_are_two_families():
     assert found.loc[3, "test_accuracy"] == pytest.approx(np.mean(ACCURACY["tap"]) / 2)
 
 
-def test_a_missing_record_is_named(tmp_path):
-    records.save(poison("lsp"), tmp_path / "poison-toy-lsp.json")
-    assert poison_tables.load(tmp_path, ["toy-lsp"])[0]["method"] == "lsp"
-    with pytest.raises(InputError, match=r"poison-toy-em\.json is missing; run `dvc repro` first"):
-        poison_tables.load(tmp_path, ["toy-em"])
+def test_records_of_several_poisons_are_read_and_a_missing_one_is_named(tmp_path):
+    records.save({"poisons": [poison("lsp"), poison("ar")]}, tmp_path / "poison-toy.json")
+    records.save({"poisons": [poison("lsp", dataset="other")]}, tmp_path / "poison-b.json")
+    found = poison_tables.load(tmp_path, [("toy", "ar"), ("other", "lsp")])
+    assert [(one["dataset"], one["method"]) for one in found] == [("toy", "ar"), ("other", "lsp")]
+    with pytest.raises(InputError, match="no record of toy em; run `dvc repro` first"):
+        poison_tables.load(tmp_path, [("toy", "em")])
+
+
+def test_a_poison_is_told_of_over_its_draws():
+    """Means, but of what a budget bounds the largest."""
+    sizes = [{"linf": 0.1, "l2": 1, "l2_mean": 1, "l0": 5}, {"linf": 0.3, "l2": 3, "l2_mean": 3, "l0": 1}]
+    draws = [{"passes_per_image": n, "separability": n, "sizes": size} for n, size in enumerate(sizes)]
+    wanted = {"passes_per_image": 0.5, "linf": 0.3, "l2": 3, "l2_mean": 2, "l0": 5, "separability": 0.5}
+    assert poison_tables.drawn(draws) == wanted
+    row = rows().loc["lsp"]
+    assert (row["draws"], row["separability"]) == (2, 1)
 
 
 # ---- Reduced recipes beside published ones ---------------------------------------------------------------------------

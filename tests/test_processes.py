@@ -42,14 +42,14 @@ def test_results_come_in_order(jobs):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_what_is_there_is_not_made(jobs):
     work = [(n,) for n in (0, 1, -2, 3, -4)]  # of a negative one `squared` makes nothing
-    found = processes.each(squared, work, "squares", jobs=jobs, ready=lambda n: n if n < 0 else None)
+    found = processes.each(squared, work, "squares", jobs=jobs, finished=lambda n: n if n < 0 else None)
     assert found == [0, 1, -2, 9, -4]
 
 
 def test_where_all_is_there_no_process_is_started(monkeypatch):
     started = []
     monkeypatch.setattr(processes.get_reusable_executor.__globals__["_ReusablePoolExecutor"], "submit", started.append)
-    assert processes.each(where, [(0,), (1,)], "there", jobs=2, ready=lambda n: n + 10) == [10, 11]
+    assert processes.each(where, [(0,), (1,)], "there", jobs=2, finished=lambda n: n + 10) == [10, 11]
     assert not started
 
 

@@ -75,11 +75,11 @@ def test_stages_depend_on_their_notebook_which_tells_its_code(path):
         assert not [dep for dep in stage["deps"] if dep.startswith("ul/")], name
 
 
-def test_a_poisons_stage_depends_on_the_code_of_its_method():
+def test_a_poisons_stage_depends_on_the_code_of_its_methods():
     """It is loaded by name, where no import tells; so are those of stages that make poisons of their own."""
     stages = load_yaml(ROOT / "dvc.yaml")["stages"]
     code = "build/${profile.name}/nb/code"
-    assert f"{code}/poisons.${{item.module}}.json" in stages["poison"]["do"]["deps"]
+    assert code in stages["poison"]["do"]["deps"]
     assert code in stages["validation"]["deps"] and f"{code}/poisons.handcrafted.json" in stages["my_poison"]["deps"]
     assert names.METHODS["noise"].module == names.METHODS[own_poison.EXAMPLE].module == "handcrafted"
 
@@ -108,21 +108,18 @@ def methods_of(params: dict) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=str)
-def test_conditions_are_the_grid_with_each_methods_module(path):
+def test_poisons_are_those_of_the_grid_drawn_for_all_its_seeds(path):
     """Beside the benchmark's methods there may be one against several tasks, which the cross-task study uses."""
     params = load_yaml(path)
     settings = params["settings"]
-    wanted = {
-        f"{d}-{m}": {"dataset": d, "method": m, "module": names.METHODS[m].module, "at": settings[d]["at"]}
-        for d, methods in methods_of(params).items()
-        for m in methods
-    }
-    more = {key: row for key, row in params["conditions"].items() if key not in wanted}
-    assert {key: params["conditions"][key] for key in wanted} == wanted
-    for key, row in more.items():
-        assert key == f"{row['dataset']}-{row['method']}" and names.METHODS[row["method"]].tasks
-        assert row["module"] == names.METHODS[row["method"]].module
-    assert params["grid"]["settings"] == list(params["poison"])
+    for dataset, methods in methods_of(params).items():
+        made = params["poisons"][dataset]
+        own = [made["with"]["method"], *made["with"].get("others", [])]
+        assert made["with"]["dataset"] == dataset and made["at"] == settings[dataset]["at"]
+        assert [m for m in own if not names.METHODS[m].tasks] == sorted(methods, key=own.index)
+        users = [s["with"] for s in settings.values()] + [s["with"] for s in params["cross_tasks"].values()]
+        assert made["with"]["seeds"] >= max(u["seeds"] for u in users if u["dataset"] == dataset)
+    assert params["grid"]["settings"] == list(params["poisons"])
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=str)
@@ -141,7 +138,7 @@ def test_settings_differ_from_the_plain_one_in_what_their_place_says(path):
         )
         assert {own["method"], *own.get("others", [])} <= set(plain[dataset])
         for key in ("limit", "root"):
-            assert own.get(key) == base.get(key) == params["poison"][dataset].get(key)
+            assert own.get(key) == base.get(key) == params["poisons"][dataset]["with"].get(key)
         assert setting["at"].rpartition("/")[0] == own.get("root", "data")
         assert (name in grid["architectures"]) == (own["architecture"] != base["architecture"])
         assert own["probe_epochs"] == base["probe_epochs"] and own["sal_images"] == base["sal_images"], name
@@ -166,7 +163,7 @@ def test_profiles_name_only_parameters_that_notebooks_know(path):
     params = load_yaml(path)
     rows = {
         "00_data": [params["data"]],
-        "01_poison": params["poison"].values(),
+        "01_poison": [row["with"] for row in params["poisons"].values()],
         "02_cross_task": [row["with"] for row in params["cross_tasks"].values()],
         "03_convergence": [row["with"] for row in params["convergences"].values()],
         "04_sal": [row["with"] for row in params["settings"].values()],

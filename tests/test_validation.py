@@ -236,14 +236,18 @@ def test_an_axis_changes_one_setting_of_the_images(quick):
     for axis in validation.AXES:
         found = validation.varied(run, axis, [0.1, 0.2], 2)
         assert [(getattr(r.images, axis), r.seed) for r in found] == [(v, s) for v in (0.1, 0.2) for s in (0, 1)]
-        assert {conditions.of(replace(r, seed=0), **{axis: getattr(run.images, axis)}) for r in found} == {run}
+        assert [r.images.poison_seed for r in found] == [r.seed for r in found]
+        same = {axis: getattr(run.images, axis), "poison_seed": 0}
+        assert {conditions.of(replace(r, seed=0), **same) for r in found} == {run}
 
 
-def test_methods_come_after_clean_from_a_folder_of_poisons(quick):
+def test_methods_come_after_clean_from_a_folder_of_poisons(quick, tmp_path):
     run, _ = quick
-    found = validation.methods_of(run, ["lsp"], 2, "there")
+    for seed in (0, 1):
+        (tmp_path / f"rooms-lsp-{seed}.npz").write_bytes(b"")
+    found = validation.methods_of(run, ["lsp"], 2, str(tmp_path))
     files = [(r.images.method, r.images.poison, r.seed) for r in found]
-    assert files == [("clean", None, s) for s in (0, 1)] + [("lsp", "there/rooms-lsp.npz", s) for s in (0, 1)]
+    assert files == [("clean", None, s) for s in (0, 1)] + [("lsp", f"{tmp_path}/rooms-lsp-{s}.npz", s) for s in (0, 1)]
     with pytest.raises(InputError, match="methods is empty"):
         validation.methods_of(run, [], 2, None)
 

@@ -15,7 +15,7 @@ from .names import CLEAN, DATASETS, DEFENSES, DEPARTURES, ENCODERS, EXECUTORS, M
 # By parameter, in every notebook that has it; each name of a list is looked up.
 CHOICES: dict[str, tuple[str, ...]] = {
     "method": (*METHODS,),
-    "others": (CLEAN, *METHODS),
+    "others": (*METHODS,),
     "methods": (*METHODS,),
     "balance_methods": (*METHODS,),
     "varied": (*METHODS,),
@@ -34,7 +34,7 @@ _SEVERAL_LAYERS = {"architecture": tuple(name for name, network in NETWORKS.item
 # By notebook, where it takes others.
 OWN_CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "02_cross_task": {"dataset": tuple(name for name, known in DATASETS.items() if not known.a_users)},
-    "04_sal": {"method": (CLEAN, *METHODS)} | _SEVERAL_LAYERS,
+    "04_sal": {"method": (CLEAN, *METHODS), "others": (CLEAN, *METHODS)} | _SEVERAL_LAYERS,
     "06_validation": _SEVERAL_LAYERS,
     "08_my_poison": _SEVERAL_LAYERS,
 }
@@ -42,7 +42,7 @@ COUNTS = (
     "limit", "size", "epochs", "seeds", "jobs", "probe_epochs", "sal_images", "batch_size", "features", "points",
     "looked", "grid", "surface_images", "draws",
 )  # fmt: skip
-LOWEST = dict.fromkeys(COUNTS, 1) | {"victims": 0, "seed": 0, "start": 0, "flat_seeds": 0, "sam": 0}
+LOWEST = dict.fromkeys(COUNTS, 1) | {"victims": 0, "start": 0, "flat_seeds": 0, "sam": 0}
 OWN_LOWEST = {"03_convergence": {"seeds": 3, "epochs": 2, "grid": 2, "surface_images": 2}}  # by notebook
 POSITIVE = ("lr", "levels", "epsilons", "own_weights")
 SHARES = ("share", "label_noise", "shares", "label_noises")

@@ -7,8 +7,7 @@ from math import factorial
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats as scipy_stats
-from scipy.special import expit, logit
+from scipy.special import expit, logit, stdtr, stdtrit  # scipy.stats takes most of a second to load
 
 FDR = 0.05  # false-discovery rate at which weights count as differing (ul.studies.differing)
 
@@ -38,8 +37,13 @@ def student(values: ArrayLike, *, level: float = 0.95) -> Interval:
         raise ValueError(f"an interval needs finite numbers, one a seed; got {v}")
     if len(v) < 2:
         return Interval(float(v[0]), float("nan"), float("nan"), 1, level)
-    half = scipy_stats.t.ppf((1 + level) / 2, len(v) - 1) * scipy_stats.sem(v)
+    half = stdtrit(len(v) - 1, (1 + level) / 2) * _error(v)
     return Interval(float(v.mean()), float(v.mean() - half), float(v.mean() + half), len(v), level)
+
+
+def _error(v: np.ndarray) -> float:
+    """The standard error of the mean of float[n]."""
+    return float(v.std(ddof=1) / np.sqrt(len(v)))
 
 
 def known(values: ArrayLike, kind: Callable[[ArrayLike], Interval] = student) -> Interval:
@@ -121,8 +125,8 @@ def p_against(interval: Interval, bound: float, *, log: bool = False) -> float:
     if interval.n < 2 or not np.isfinite(ends).all() or not high > low:
         return float("nan")
     freedom = interval.n - 1
-    error = (high - low) / 2 / scipy_stats.t.ppf((1 + interval.level) / 2, freedom)
-    return float(2 * scipy_stats.t.sf(abs(estimate - against) / error, freedom))
+    error = (high - low) / 2 / stdtrit(freedom, (1 + interval.level) / 2)
+    return float(2 * stdtr(freedom, -abs(estimate - against) / error))
 
 
 def paired(a: ArrayLike, b: ArrayLike, *, log: bool = False, level: float = 0.95) -> Interval:
@@ -148,7 +152,7 @@ def fixed(value: float, digits: int = 2) -> str:
 def p_value(values: ArrayLike) -> float:
     """Two-sided one-sample t-test of float[n] against 0; nan for fewer than two values or values without spread."""
     v = np.asarray(values, dtype=float)
-    return float(scipy_stats.ttest_1samp(v, 0).pvalue) if len(v) > 1 and np.ptp(v) else float("nan")
+    return float(2 * stdtr(len(v) - 1, -abs(v.mean()) / _error(v))) if len(v) > 1 and np.ptp(v) else float("nan")
 
 
 def rank_correlation(x: ArrayLike, y: ArrayLike, *, reps: int = 20_000, seed: int = 0) -> tuple[float, float]:
@@ -156,7 +160,7 @@ def rank_correlation(x: ArrayLike, y: ArrayLike, *, reps: int = 20_000, seed: in
 
     Raises ValueError below n = 3. A constant x or y has no order: rho is nan, p is 1.
     """
-    rx, ry = (scipy_stats.rankdata(v) for v in (x, y))
+    rx, ry = (_ranks(v) for v in (x, y))
     if len(rx) != len(ry) or len(rx) < 3:
         raise ValueError(f"a rank correlation needs three pairs or more, got {len(rx)} and {len(ry)}")
     if np.ptp(rx) == 0 or np.ptp(ry) == 0:
@@ -168,6 +172,12 @@ def rank_correlation(x: ArrayLike, y: ArrayLike, *, reps: int = 20_000, seed: in
     extreme = (np.abs(rhos) >= abs(rho) - 1e-12).sum()
     exact = factorial(len(cx)) == len(rhos)
     return rho, float(extreme / len(rhos) if exact else (extreme + 1) / (len(rhos) + 1))
+
+
+def _ranks(values: ArrayLike) -> np.ndarray:
+    """Ranks of float[n] from 1; equal values share the mean of theirs."""
+    _, places, counts = np.unique(np.asarray(values, dtype=float), return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]
 
 
 def _orders(values: np.ndarray, reps: int, seed: int) -> np.ndarray:

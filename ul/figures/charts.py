@@ -116,10 +116,13 @@ def bumps(ax: Axes, values: "pd.DataFrame", *, label: str) -> Axes:
     values: DataFrame, a row a method, a column a place (a defense, an architecture); nan: no value there.
     """
     places, ranks = np.arange(values.shape[1]), values.rank(ascending=False)
+    ends: dict[tuple[float, float], list[str]] = {}  # of lines, with the methods that end there
     for method, row in ranks.iterrows():
         known = row.notna().to_numpy()
         ax.plot(places[known], row[known], "o-", color=colour(method), markersize=5)
-        ax.annotate(method, (places[known][-1], row[known].iloc[-1]), xytext=(6, -3), textcoords="offset points")
+        ends.setdefault((places[known][-1], row[known].iloc[-1]), []).append(str(method))
+    for end, tied in ends.items():
+        ax.annotate(", ".join(tied), end, xytext=(6, -3), textcoords="offset points")
     ax.set(xticks=places, xticklabels=values.columns, yticks=np.arange(1, len(values) + 1), title=label)
     ax.set(ylabel="rank by UD (1: the largest)", xlim=(-0.2, places[-1] + 0.6))
     ax.invert_yaxis()
@@ -174,8 +177,9 @@ def spectrum(ax: Axes, amplitude: np.ndarray, *, name: str) -> Axes:
     h, w = amplitude.shape
     values = np.log10(amplitude + 1e-4)
     middle, half = (values.max() + values.min()) / 2, max(np.ptp(values) / 2, 0.05)  # a flat spectrum has no contrast
-    extent = (-w / 2, w / 2, -h / 2, h / 2)
-    picture = ax.imshow(values, extent=extent, vmin=middle - half, vmax=middle + half)
+    left, low = -(w // 2) - 0.5, -(h // 2) - 0.5  # a point's picture lies around it
+    extent = (left, left + w, low, low + h)
+    picture = ax.imshow(values, origin="lower", extent=extent, vmin=middle - half, vmax=middle + half)
     ax.set(xlabel="cycles per image", ylabel="cycles per image", title=f"{name}: spectrum")
     plt.colorbar(picture, ax=ax, label="log10 amplitude")
     return ax

@@ -105,7 +105,7 @@ def between(lines: Mapping[str, Mapping[str, np.ndarray]], shares: np.ndarray) -
     for ax, (label, by_method) in zip(axes[0], lines.items(), strict=True):
         for method, values in by_method.items():
             ax.plot(shares, values, label=method, markersize=3, **looks[method])
-        ax.set(xlabel="from the clean (0) to the poisoned end (1)", ylabel=label)
+        ax.set(xlabel="clean end (0) to poisoned end (1)", ylabel=label)
         if label.startswith("loss"):  # networks between two ends may be thousands of times worse than the ends
             ax.set_yscale("log")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=8, loc="outside upper center")
@@ -158,8 +158,8 @@ def effects(table: pd.DataFrame, names: Sequence[str]) -> Figure:
             np.abs([part["recovered"] - part["recovered_low"], part["recovered_high"] - part["recovered"]])
         )
         ax.errorbar(part["recovered"], places, xerr=spans, fmt="o", color=colour(method), capsize=2, markersize=4)
-        for bound in (0, 0.5, 1):
-            ax.axvline(bound, color="#bbbbbb", linewidth=0.8, linestyle=":" if bound == 0.5 else "-", zorder=0)
+        for bound in (0, 1):
+            ax.axvline(bound, color="#bbbbbb", linewidth=0.8, zorder=0)
         ax.set(title=method, xlabel="share of the gap recovered", xlim=(-0.5, 1.5))
         ax.set(yticks=places, yticklabels=part["do"] + ": " + part["moved"])
     return figure

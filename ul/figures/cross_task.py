@@ -38,8 +38,8 @@ def headline(frame: pd.DataFrame, regime: str, names: Sequence[str]) -> Figure:
         ax.axvline(nothing, color="#000000", linestyle="--", linewidth=0.8, label="no image seen")
         for place, method in enumerate(methods):
             found = _interval(part, method, task)
-            half = np.nan_to_num(found.high - found.estimate)
-            ax.errorbar(found.estimate, place, xerr=half, fmt="o", color=colour(method), capsize=2, markersize=4)
+            span = np.nan_to_num([[found.estimate - found.low], [found.high - found.estimate]])
+            ax.errorbar(found.estimate, place, xerr=span, fmt="o", color=colour(method), capsize=2, markersize=4)
         better = "→" if TASKS[task].higher else "←"
         ax.set(title=task, xlabel=f"{TASKS[task].metric}\n({TASKS[task].unit}; better {better})")
         ax.set(yticks=range(len(methods)), yticklabels=methods)
@@ -63,7 +63,8 @@ def _rows(count: int, most: int, size: tuple[float, float], labels: tuple[float,
 
 
 def _interval(part: pd.DataFrame, method: str, task: str) -> stats.Interval:
-    return stats.student(part[(part["method"] == method) & (part["task"] == task)]["value"])
+    kind = stats.share if TASKS[task].unit == "share" else stats.student
+    return kind(part[(part["method"] == method) & (part["task"] == task)]["value"])
 
 
 def _bands(ax: Axes, part: pd.DataFrame, task: str) -> None:

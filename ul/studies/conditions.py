@@ -20,7 +20,10 @@ from .victims import AtEnd, Run, Sal
 
 
 def one(config: Mapping[str, Any]) -> list[Run]:
-    """The runs of one condition, seeds 0 to n-1, from a notebook's parameters. Raises InputError for wrong values."""
+    """The runs of one condition, seeds 0 to n-1, from a notebook's parameters. Raises InputError for wrong values.
+
+    A seed draws the poison as well, but one that is given as a file.
+    """
     source = DATASETS[choose(config["dataset"], DATASETS, "data set")]
     choose(config["method"], [CLEAN, *METHODS], "method")
     choose(config["defense"], DEFENSES, "defense")
@@ -50,7 +53,8 @@ def one(config: Mapping[str, Any]) -> list[Run]:
         probes=probes,
         sal=Sal(images=config["sal_images"]),
     )
-    return [replace(first, seed=seed) for seed in range(config["seeds"])]
+    fixed = config["method"] == CLEAN or config["poison"] is not None
+    return [of(replace(first, seed=seed), poison_seed=0 if fixed else seed) for seed in range(config["seeds"])]
 
 
 def several(
@@ -58,9 +62,9 @@ def several(
 ) -> list[Run]:
     """The runs of several methods in one setting, all seeds of one method after another, each run once.
 
-    config: as for `one`; its method is not read. poisons: folder of <data set>-<method>.npz to read instead of making
-    them; a file of the user's own (config["poison"]) is the method "own". baseline: the clean runs beside them, under
-    the same defense and without one. Raises InputError.
+    config: as for `one`; its method is not read. poisons: folder of poisons made before (`images.stored`), which are
+    read instead of made; a file of the user's own (config["poison"]) is the method "own". baseline: the clean runs
+    beside them, under the same defense and without one. Raises InputError.
     """
     if config["poison"] and CLEAN in methods:
         raise InputError(f"poison is {config['poison']}, but method is clean; name the method that it is closest to")
@@ -70,11 +74,13 @@ def several(
         raise InputError(f"poison is {config['poison']}: one file is one method; leave out poisons and the others")
     found: list[Run] = []
     for method in methods:
-        file = f"{poisons}/{config['dataset']}-{method}.npz" if poisons and method != CLEAN else config["poison"]
-        runs = one({**config, "method": method, "poison": file})
-        found += [of(run, method=OWN) for run in runs] if config["poison"] else runs
+        runs = one({**config, "method": method})
+        if config["poison"]:
+            found += [of(run, method=OWN) for run in runs]
+        else:
+            found += [replace(run, images=images.draw(run.images, method, run.seed, poisons)) for run in runs]
     if baseline:
-        clean = [of(run, method=CLEAN, poison=None) for run in found]
+        clean = [on_clean(run) for run in found]
         found = [*clean_twin(found), *clean, *found]
     return list(dict.fromkeys(found))
 
@@ -86,7 +92,12 @@ def of(run: Run, **changes: Any) -> Run:
 
 def clean_twin(chosen: Sequence[Run]) -> list[Run]:
     """The same runs on clean images without a defense: what UD divides by."""
-    return [replace(of(run, method=CLEAN, poison=None), defense="none") for run in chosen]
+    return [replace(on_clean(run), defense="none") for run in chosen]
+
+
+def on_clean(run: Run) -> Run:
+    """The same run on clean images."""
+    return replace(run, images=images.draw(run.images, CLEAN, run.seed, None))
 
 
 # ---- Running them --------------------------------------------------------------------------------------------------

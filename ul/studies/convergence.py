@@ -43,14 +43,13 @@ def planned(config: Mapping[str, Any]) -> list[Run]:
     own = {name: config[name] for name in ("start", "features", "points", "looked")} | {"drawn": config["share"]}
     found = []
     for method in (CLEAN, *methods):
-        folder = config["poisons"] if method != CLEAN else None
-        poison = folder and f"{folder}/{config['dataset']}-{method}.npz"
-        usual = {"defense": "none", "share": 1.0, "label_noise": 0.0, "sal_images": config["looked"]}
-        for run in conditions.one({**config, **usual, "method": method, "poison": poison}):
+        usual = {"defense": "none", "share": 1.0, "label_noise": 0.0, "sal_images": config["looked"], "poison": None}
+        for run in conditions.one({**config, **usual, "method": method}):
             recipe = run.recipe
             if run.architecture == "linear":  # principal components of crops and mirrors would be others
                 recipe = replace(recipe, pad=0, flip=False)
-            found.append(Run(run.images, run.architecture, recipe, run.seed, run.probes, **own))
+            poisoned = images.draw(run.images, method, 0, config["poisons"])  # weights are compared one by one
+            found.append(Run(poisoned, run.architecture, recipe, run.seed, run.probes, **own))
     return found
 
 

@@ -59,13 +59,12 @@ def planned(config: Mapping[str, Any]) -> list[Run]:
     )
     if unknown := set(first.single) - set(first.tasks):
         raise InputError(f"single names {sorted(unknown)[0]}, which is not among the tasks; add it there")
-    found, folder = [clean], config["poisons"]
-    for method in config["methods"]:
-        file = folder and f"{folder}/{config['dataset']}-{method}.npz"
-        found.append(replace(clean, method=method, poison=file))
-    if config["poison"]:
-        found.append(replace(clean, method=OWN, poison=config["poison"]))
-    return [replace(first, images=own, seed=seed) for own in found for seed in range(config["seeds"])]
+    own = replace(clean, method=OWN, poison=config["poison"])
+    return [
+        replace(first, images=own if method == OWN else images.draw(clean, method, seed, config["poisons"]), seed=seed)
+        for method in (CLEAN, *config["methods"], *[OWN] * bool(config["poison"]))
+        for seed in range(config["seeds"])
+    ]
 
 
 def _check(config: Mapping[str, Any]) -> None:
@@ -158,23 +157,22 @@ def run_all(chosen: Sequence[Run], *, views: int = 0, **options: Any) -> list[Re
 
 
 def _work(chosen: Sequence[Run], views: int) -> Iterator[Job | Failure]:
-    """Images are made, or found impossible to make, once a method."""
-    made: dict[str, LabelledSets | Exception] = {}
-    digests: dict[str, list[str]] = {}
+    """Images are made, or found impossible to make, once a draw of a method."""
+    made: dict[Images, LabelledSets | Exception] = {}
+    digests: dict[Images, list[str]] = {}
     for run in chosen:
-        method = run.images.method
-        if method not in made:
+        if run.images not in made:
             try:
-                made[method] = given = sets(run)
-                digests[method] = given.digests()
+                made[run.images] = given = sets(run)
+                digests[run.images] = given.digests()
             except Exception as error:  # it stops its own runs only
-                made[method] = error
-        own = made[method]
+                made[run.images] = error
+        own = made[run.images]
         if isinstance(own, Exception):
             yield Failure(str(run), records.reason(own))
         else:
             make = partial(several_tasks.run, run, own, views=views)
-            yield Job(str(run), make, (depends(run), digests[method], views))
+            yield Job(str(run), make, (depends(run), digests[run.images], views))
 
 
 def study(config: Mapping[str, Any], **options: Any) -> Record:

@@ -186,7 +186,7 @@ def _carried_out(
     tasks: Iterator[tuple[Any, ...]], label: str, total: int, jobs: int | None, backend: str, address: str | None
 ) -> list[Record | Failure]:
     if backend not in CLUSTERS:
-        return processes.each(_finish, tasks, label, total=total, jobs=jobs, ready=_there)
+        return processes.each(_finish, tasks, label, total=total, jobs=jobs, finished=_there)
     return _on_cluster(tasks, CLUSTERS[backend](processes.how_many(total, jobs), address), label, total)
 
 

@@ -6,13 +6,15 @@ from typing import cast
 
 import torch
 
-from ..base.errors import InputError, within
+from ..base.errors import InputError, existing, within
 from ..base.names import CLEAN, METHODS
 from ..data.poison_files import read_poison
 from ..data.sources import load
 from ..data.split import Split
 from . import poison_runs
 from .description import Images, Sets
+
+MEND = "make it with 01_poison (out, seeds), or leave out poisons"
 
 
 def sets(images: Images) -> Sets:
@@ -49,6 +51,29 @@ def _whole(images: Images) -> Split:
         every = load(images.dataset, "train", root=images.root, size=images.size, limit=images.limit)
         return replace(clean, images=of_method(images, every).images)
     return of_method(images, clean)
+
+
+def draw(images: Images, method: str, seed: int, folder: str | None) -> Images:
+    """The same images poisoned by another method, drawn from `seed`; clean ones have no draw.
+
+    folder: of poisons made before, see `stored`; None: it is made. Raises InputError.
+    """
+    if method == CLEAN:
+        return replace(images, method=CLEAN, poison=None, poison_seed=0)
+    file = stored(folder, images.dataset, method, seed) if folder is not None else None
+    return replace(images, method=method, poison=file, poison_seed=seed)
+
+
+def stored(folder: str, dataset: str, method: str, seed: int) -> str:
+    """The file of one draw of a poison: <dataset>-<method>-<seed>.npz in a folder or in one below it.
+
+    Raises InputError unless there is exactly one.
+    """
+    name = f"{dataset}-{method}-{seed}.npz"
+    there = [path for pattern in (name, f"*/{name}") for path in existing(folder, MEND).glob(pattern)]
+    if len(there) != 1:
+        raise InputError(f"{folder} holds {len(there)} files {name}; {MEND}")
+    return str(there[0])
 
 
 def of_method(images: Images, clean: Split) -> Split:

@@ -35,7 +35,8 @@ def study(config: Mapping[str, Any], **options: Any) -> Record:
     # Uniform in [-e, e] has the mean square e^2 / 3.
     strength = min(1.0, sizes["l2_mean"] * (3 / clean.images[0].numel()) ** 0.5)
     bare = [run for run in chosen if run.images.method == example.method and run.defense == "none"]
-    noise = [of(run, method=NOISE, poison=None, eps=strength) for run in bare]
+    noise = [replace(run, images=images.draw(run.images, NOISE, run.seed, None)) for run in bare]
+    noise = [of(run, eps=strength) for run in noise]
     together = [replace(run, single=(), probes=()) for run in several]
     pictures = {CLEAN: clean.images[:SHOWN], "changed": changed.images[:SHOWN]}
     return {

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensor_bytes
+from scipy.sparse.linalg import eigsh
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import vector_to_parameters
@@ -59,14 +60,29 @@ class Features(nn.Module):
         super().__init__()
         x = pixels.to_float(images).flatten(1)
         mean = x.mean(0)
-        _, spread, turned = torch.linalg.svd(x - mean, full_matrices=False)
-        turned = turned[:count]
+        turned, spread = components(x - mean, count)
         turned = turned * torch.sign(turned.gather(1, turned.abs().argmax(1, keepdim=True)))
         self.register_buffer("mean", mean)
-        self.register_buffer("axes", (turned.T / spread[:count] * len(x) ** 0.5).contiguous())
+        self.register_buffer("axes", (turned.T / spread * len(x) ** 0.5).contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         return (x.flatten(1) - self.mean) @ self.axes
+
+
+def components(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(float[count,d], float[count]): the first right singular vectors of float[n,d], and their singular values.
+
+    By Lanczos steps on the smaller of x x^T and x^T x in double precision: all that an SVD finds besides would be
+    thrown away. Raises InputError unless count is below n and d.
+    """
+    if count >= min(x.shape):
+        raise InputError(f"features is {count}, but {len(x)} images of {x.shape[1]} values have fewer; take less")
+    wide = x.double().numpy()
+    flat = wide if len(x) < x.shape[1] else wide.T
+    values, vectors = eigsh(flat @ flat.T, count, v0=np.ones(len(flat)))
+    spread, vectors = np.sqrt(values[::-1]), vectors[:, ::-1]
+    axes = flat.T @ vectors / spread if len(x) < x.shape[1] else vectors
+    return torch.from_numpy(axes.T.copy()).to(x), torch.from_numpy(spread.copy()).to(x)
 
 
 @dataclass(frozen=True)

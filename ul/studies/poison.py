@@ -1,15 +1,16 @@
-"""One poison on one data set: made, measured, and a few victims trained on it."""
+"""The poisons of one data set: drawn from several seeds, measured, and a few victims trained on them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..base import records
 from ..base.budgets import strength
-from ..base.errors import Record, at_least, choose, probe_epochs
+from ..base.errors import InputError, Record, at_least, choose, probe_epochs
 from ..base.names import DATASETS, METHODS, NETWORKS, RECIPES
 from ..data.checks import budget
 from ..data.poison_files import export
@@ -26,91 +27,135 @@ from .poison_runs import made, trained
 SHOWN = 9  # images, one a class
 
 
-def study(config: Mapping[str, Any], *, out: str | None = None, **options: Any) -> Record:
-    """The poison's record: what notebook 01 draws from. Raises InputError.
+def study(config: Mapping[str, Any], methods: Sequence[str], *, out: str | None = None, **options: Any) -> Record:
+    """The poisons' record: what notebook 01 draws from. Raises InputError.
 
-    config: the notebook's parameters; out: file for the poisoned images; options: of `executor.run_all`. Keys: settings
-    and digests; `sizes` in every norm, `norm` and `limit` (the one that its paper limits, and how far); `separability`
-    (held-out accuracy of a linear model on the perturbations); `pictures` (clean and poisoned, uint8[k,c,h,w], packed);
-    `spectrum` (float32[h,w], packed); `victims` (a history each).
+    config: the notebook's parameters; methods: which; out: folder for the poisoned images, a file
+    <dataset>-<method>-<seed>.npz each; options: of `executor.run_all`. Keys: settings and digests; `pictures` (of the
+    clean images, uint8[k,c,h,w], packed); `poisons`, one a method: `norm` and `limit` (the norm that its paper limits,
+    and how far), `pictures` and `spectrum` (float32[h,w]) of the first draw, packed, `draws` (`seed`, `digest`,
+    `passes_per_image`, `sizes` in every norm, `separability`: held-out accuracy of a linear model on the
+    perturbations), and `victims` (a history each, of the poison and the network drawn from one seed).
     """
-    images, recipe = _wanted(config)
-    name, source = images.method, DATASETS[images.dataset]
-    wanted: dict[str, Any] = {"size": images.size, "targets": METHODS[name].wanted(images.target)}
-    clean = load(images.dataset, "train", root=images.root, limit=images.limit, **wanted)
-    held = images.limit and max(1, images.limit // 2)
-    test = load(images.dataset, "test", root=images.root, limit=held, **wanted)
-    poison, found = _poison(images, clean, options)
-    if out is not None:
-        export(poison, out)
+    wanted, recipe = _wanted(config, methods)
+    first = wanted[0]
+    source = DATASETS[first.dataset]
+    clean, test = _splits(first, methods)
+    found = dict(zip(wanted, _poisons(wanted, clean, options), strict=True))
+    for images, (poison, _) in found.items():
+        if out is not None:
+            export(poison, Path(out) / f"{images.dataset}-{images.method}-{images.poison_seed}.npz")
     labels = clean.targets[source.target]
     seen = torch.tensor([int((labels == c).nonzero()[0]) for c in labels.unique()[:SHOWN]])
-    used = images.poison_recipe if METHODS[name].recipes else "as published"
-    shape = {"name": clean.name, "count": len(clean), "shape": list(clean.images.shape[1:])}
+    histories = _victims(found, recipe, test, config, options)
+    own = {method: {i: found[i] for i in wanted if i.method == method} for method in methods}
     return {
-        **{"dataset": images.dataset, "method": name, "recipe": used, "eps": images.eps, "seed": images.poison_seed},
-        **{"data": clean.digest(), "poison": poison.digest(), "images": shape, "classes": len(labels.unique())},
-        **{"passes_per_image": found["passes"] / len(clean), "sizes": found["sizes"]},
-        **{"norm": METHODS[name].norm, "limit": budget(name, images.eps, clean)},
-        "separability": found["separability"],
-        "pictures": {"clean": _packed(clean, seen), "poisoned": _packed(poison, seen)},
-        "spectrum": found["spectrum"],
+        **{"dataset": first.dataset, "eps": first.eps, "data": clean.digest(), "classes": len(labels.unique())},
+        "images": {"name": clean.name, "count": len(clean), "shape": list(clean.images.shape[1:])},
+        "pictures": _packed(clean, seen),
+        "poisons": [_about(draws, clean, seen) | {"victims": histories[m]} for m, draws in own.items()],
         **{"architecture": config["architecture"], "versions": records.versions(), "device": device().type},
-        "victims": _victims(images, recipe, poison, test, config, options),
     }
 
 
-def _wanted(config: Mapping[str, Any]) -> tuple[Images, victim.Recipe]:
+def _wanted(config: Mapping[str, Any], methods: Sequence[str]) -> tuple[list[Images], victim.Recipe]:
+    """Every draw of every method, and how victims are trained. Raises InputError."""
     source = DATASETS[choose(config["dataset"], DATASETS, "data set")]
     base = victim.RECIPES[choose(config["architecture"], NETWORKS, "architecture")]
     probe_epochs(config["epochs"], 1)
-    at_least(config["victims"], 0, "victims")
-    images = Images(
+    seeds, victims = at_least(config["seeds"], 1, "seeds"), at_least(config["victims"], 0, "victims")
+    if victims > seeds:
+        raise InputError(f"victims is {victims}, but only {seeds} poisons of a method are drawn; give more seeds")
+    if twice := [m for m in methods if list(methods).count(m) > 1]:
+        raise InputError(f"{twice[0]} comes twice among the methods; name it once")
+    first = Images(
         dataset=config["dataset"],
         root=config["root"],
         limit=config["limit"],
         size=source.size,
         target=source.target,
-        method=choose(config["method"], METHODS, "method"),
+        method="",
         poison=None,
         poison_recipe=choose(config["recipe"], RECIPES, "recipe"),
-        poison_seed=at_least(config["seed"], 0, "seed"),
+        poison_seed=0,
         eps=strength(source.eps if config["eps"] is None else config["eps"]),
     )
-    return images, replace(base, epochs=config["epochs"], flip=base.flip and source.flip)
+    named = [choose(method, METHODS, "method") for method in methods]
+    draws = [replace(first, method=method, poison_seed=seed) for method in named for seed in range(seeds)]
+    return draws, replace(base, epochs=config["epochs"], flip=base.flip and source.flip)
+
+
+def _splits(images: Images, methods: Sequence[str]) -> tuple[Split, Split]:
+    """(clean train, clean test), with all labels there are if one of the methods is made against all."""
+    every = any(METHODS[method].tasks for method in methods)
+    wanted: dict[str, Any] = {"size": images.size, "targets": None if every else (images.target,)}
+    held = images.limit and max(1, images.limit // 2)
+    parts = (("train", images.limit), ("test", held))
+    train, test = (load(images.dataset, part, root=images.root, limit=count, **wanted) for part, count in parts)
+    return train, test
+
+
+def _about(draws: Mapping[Images, tuple[Split, Record]], clean: Split, seen: torch.Tensor) -> Record:
+    """What is told of one method. draws: (poisoned images, `made`'s record) of each seed."""
+    images = next(iter(draws))
+    poison, found = draws[images]
+    recipes = METHODS[images.method].recipes
+    return {
+        **{"dataset": images.dataset, "method": images.method, "eps": images.eps},
+        "recipe": images.poison_recipe if recipes else "as published",
+        **{"norm": METHODS[images.method].norm, "limit": budget(images.method, images.eps, clean)},
+        **{"pictures": _packed(poison, seen), "spectrum": found["spectrum"]},
+        "draws": [
+            {
+                **{"seed": drawn.poison_seed, "digest": own.digest(), "sizes": record["sizes"]},
+                "passes_per_image": record["passes"] / len(clean),
+                "separability": record["separability"],
+            }
+            for drawn, (own, record) in draws.items()
+        ],
+    }
 
 
 def _packed(split: Split, rows: torch.Tensor) -> Record:
     return records.packed(split.images[rows].numpy())
 
 
-# ---- The poison ----------------------------------------------------------------------------------------------------
+# ---- The poisons ---------------------------------------------------------------------------------------------------
 
 
-def _poison(images: Images, clean: Split, options: Mapping[str, Any]) -> tuple[Split, Record]:
-    """(poisoned images, `made`'s record); kept, as every other finished work is."""
-    method = images.method
-    name = f"poison {images.dataset} {method}"
-    job = Job(name, partial(made, images, clean), (depends(images), clean.digest()), (making.maker(method),))
-    found = executor.run_all([job], name, 1, **options)[0]
-    return replace(clean, images=torch.from_numpy(found["arrays"]["images"])), found
+def _poisons(wanted: Sequence[Images], clean: Split, options: Mapping[str, Any]) -> list[tuple[Split, Record]]:
+    """(poisoned images, `made`'s record) of each; kept, as every other finished work is."""
+    digest = clean.digest()
+    work = [Job(_name(i), partial(made, i, clean), (depends(i), digest), (making.maker(i.method),)) for i in wanted]
+    found = executor.run_all(work, f"poisons {wanted[0].dataset}", len(work), **options)
+    return [(replace(clean, images=torch.from_numpy(one["arrays"]["images"])), one) for one in found]
 
 
-# ---- Its victims ---------------------------------------------------------------------------------------------------
+def _name(images: Images) -> str:
+    return f"poison {images.dataset} {images.method} seed {images.poison_seed}"
+
+
+# ---- Their victims -------------------------------------------------------------------------------------------------
 
 
 def _victims(
-    images: Images,
+    found: Mapping[Images, tuple[Split, Record]],
     recipe: victim.Recipe,
-    poison: Split,
     test: Split,
     config: Mapping[str, Any],
     options: Mapping[str, Any],
-) -> list[Record]:
-    architecture, label = config["architecture"], f"victims {images.dataset} {images.method}"
-    what = depends(images), architecture, vars(recipe), poison.digest(), test.digest()
-    work = [
-        Job(f"{label} {seed}", partial(trained, architecture, recipe, poison, test, images, seed), (*what, seed))
-        for seed in range(config["victims"])
-    ]
-    return executor.run_all(work, label, len(work), **options) if work else []
+) -> dict[str, list[Record]]:
+    """By method the histories of the victims of its first draws."""
+    architecture, chosen = config["architecture"], [i for i in found if i.poison_seed < config["victims"]]
+    work = []
+    for images in chosen:
+        poison, seed = found[images][0], images.poison_seed
+        make = partial(trained, architecture, recipe, poison, test, images, seed)
+        what = depends(images), architecture, vars(recipe), poison.digest(), test.digest(), seed
+        work.append(Job(f"victim of {_name(images)}", make, what))
+    dataset = config["dataset"]
+    histories = executor.run_all(work, f"victims {dataset}", len(work), **options) if work else []
+    by_method: dict[str, list[Record]] = {images.method: [] for images in found}
+    for images, history in zip(chosen, histories, strict=True):
+        by_method[images.method].append(history)
+    return by_method

@@ -30,16 +30,16 @@ def each(
     *,
     total: int | None = None,
     jobs: int | None = None,
-    ready: Callable[..., T | None] = _never,
+    finished: Callable[..., T | None] = _never,
 ) -> list[T]:
     """function(*given) for every piece of `work`, as a list in order, with progress under `label`.
 
-    work: of known length, or `total` long. jobs: see `how_many`. ready(*given): a result that is there already, for
+    work: of known length, or `total` long. jobs: see `how_many`. finished(*given): a result that is there already, for
     which no process is started; None: there is none.
     """
     total = len(cast(Sized, work)) if total is None else total
     there: dict[int, T] = {}
-    left = _left(work, ready, there)
+    left = _left(work, finished, there)
     jobs = how_many(total, jobs)
     if jobs == 1:
         return _whole(((i, function(*given)) for i, given in left), there, label, total)
@@ -54,11 +54,11 @@ def each(
 
 
 def _left(
-    work: Iterable[tuple[Any, ...]], ready: Callable[..., T | None], there: dict[int, T]
+    work: Iterable[tuple[Any, ...]], finished: Callable[..., T | None], there: dict[int, T]
 ) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    """What is to be done, with its place; what is `ready` goes into `there`."""
+    """What is to be done, with its place; what is `finished` goes into `there`."""
     for i, given in enumerate(work):
-        if (found := ready(*given)) is None:
+        if (found := finished(*given)) is None:
             yield i, given
         else:
             there[i] = found

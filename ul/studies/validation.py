@@ -19,14 +19,17 @@ FACTORS = (0.3, 1.0, 3.0)  # by which weights are rescaled
 
 
 def methods_of(run: Run, methods: Sequence[str], seeds: int, folder: str | None) -> list[Run]:
-    """`run` for clean and each method and each seed from 0; poisons from <folder>/<data set>-<method>.npz if given."""
+    """`run` for clean and each method and each seed from 0, which draws the poison too; folder: as `images.draw`."""
     if not methods:
         raise InputError("methods is empty; name the poisons whose ranking is looked at")
     found = []
     for method in (CLEAN, *methods):
-        poison = f"{folder}/{run.images.dataset}-{method}.npz" if folder and method != CLEAN else None
-        found += [replace(of(run, method=method, poison=poison), seed=seed) for seed in range(seeds)]
+        found += [_seeded(run, method, seed, folder) for seed in range(seeds)]
     return found
+
+
+def _seeded(run: Run, method: str, seed: int, folder: str | None = None) -> Run:
+    return replace(run, images=images.draw(run.images, method, seed, folder), seed=seed)
 
 
 def ways(base: Sal, epsilons: Sequence[float], counts: Sequence[int]) -> dict[str, Sal]:
@@ -50,7 +53,8 @@ def departures(base: Sal, names: Iterable[str] | None = None) -> dict[str, Sal]:
 
 def varied(run: Run, axis: str, values: Sequence[Any], seeds: int) -> list[Run]:
     """`run` at each value of one of AXES and each seed from 0."""
-    return [replace(of(run, **{axis: value}), seed=seed) for value in values for seed in range(seeds)]
+    method = run.images.method
+    return [of(_seeded(run, method, seed), **{axis: value}) for value in values for seed in range(seeds)]
 
 
 def study(config: Mapping[str, Any], **options: Any) -> Record:
@@ -66,7 +70,7 @@ def study(config: Mapping[str, Any], **options: Any) -> Record:
     named = ways(base.sal, config["epsilons"], [count // 4, 4 * count]) | departures(base.sal, config["departed"])
     chosen = methods_of(base, config["methods"], seeds, config["poisons"])
     at_end = partial(scores_of, draws=config["draws"])
-    clean = of(base, method=CLEAN)
+    clean = conditions.on_clean(base)
     levels = [level / 255 for level in config["levels"]]
     axes = {
         "share": varied(base, "share", config["shares"], seeds),

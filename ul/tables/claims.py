@@ -76,7 +76,7 @@ def verdicts(
     """
     summary = benchmark.by_method(frame).set_index("method")
     unfit = _unfit(summary)
-    untested = {"measured": "", "interval": "", "n": 0, "seeds": "", "verdict": NOT_TESTED}
+    untested = {"measured": "not run in this profile", "interval": "", "n": 0, "seeds": "", "verdict": NOT_TESTED}
     parts: list[tuple[str, str, Record]] = [
         *(
             ("C1", part, untested if protection is None else study_claims.crossed(protection, name))
@@ -117,7 +117,7 @@ def _each(summary: pd.DataFrame, frame: pd.DataFrame, name: str, bounds: Mapping
         "measured": "; ".join(notes),
         "interval": "; ".join(f"{m} {span_of(summary.loc[m], name)}" for m in have),
         "n": min((found[m].n for m in have), default=0),
-        "seeds": benchmark.span(frame["seed"]),
+        "seeds": benchmark.span(frame.loc[frame[name].notna(), "seed"]),
         "verdict": all_of(sides, wanted),
     }
 
@@ -146,7 +146,7 @@ def _ranked(summary: pd.DataFrame, frame: pd.DataFrame, unit: str) -> Record:
     part = frame[frame["method"].isin(summary.index[summary["protects"].astype(bool)])]
     found = rank_correlations.rank_correlation(part, unit)
     interval, methods = found["interval"], found["methods"]
-    named: Record = {"seeds": benchmark.span(frame["seed"])}
+    named: Record = {"seeds": benchmark.span(frame.loc[frame[unit].notna(), "seed"])}
     unshown = shows_none(float(summary[unit].get(NOISE, np.nan)))
     if interval is None:
         why = "UD does not vary" if methods > 2 else f"{methods} methods have no order to speak of"

@@ -1,5 +1,6 @@
 """What each poison is and does, and what a defense does to it: from the poisons' records and the victims' runs."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,31 @@ CPU = "cpu"
 TRIED_ON = "rooms"  # what `make recipes` trains on
 
 
-def load(folder: Path | str, conditions: list[str]) -> list[Record]:
-    """The poison records `<folder>/poison-<condition>.json`. Raises InputError if one is missing."""
-    return [records.load(located(folder) / f"poison-{name}.json") for name in conditions]
+def load(folder: Path | str, wanted: Iterable[tuple[str, str]]) -> list[Record]:
+    """What the records `<folder>/poison-*.json` tell of these poisons, each (data set, method), in order.
+
+    Raises InputError if one is missing, or a file is no record of poisons.
+    """
+    found: dict[tuple[str, str], Record] = {}
+    for path in sorted(located(folder).glob("poison-*.json")):
+        try:
+            found |= {(poison["dataset"], poison["method"]): poison for poison in records.load(path)["poisons"]}
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path}: no record of poisons ({records.reason(error)}); run `dvc repro` again") from None
+    if missing := [name for name in wanted if name not in found]:
+        raise InputError(f"{folder}: no record of {' '.join(missing[0])}; run `dvc repro` first")
+    return [found[name] for name in wanted]
 
 
 def table(poisons: list[Record], frame: pd.DataFrame) -> pd.DataFrame:
     """One row a data set and method.
 
-    dataset, method, recipe; passes_per_image: forward and backward passes of surrogates; linf, l2, l2_mean (range 0 to
-    1) and l0 (pixels) after rounding to uint8; separability (held-out accuracy of a linear model on perturbations); n
-    victims; their test_accuracy, minus_clean and minus_noise (paired by seed) with 95 % intervals and p_holm of the
-    difference to noise; published (CIFAR-10, ResNet-18; not for reduced recipes or other strengths) and how many of the
-    other such methods it is ordered alike with: data and network differ, so only the order can agree.
+    dataset, method, recipe; draws: so many, over which what follows is the mean, or of linf, l2 and l0 the largest;
+    passes_per_image: forward and backward passes of surrogates; linf, l2, l2_mean (range 0 to 1) and l0 (pixels) after
+    rounding to uint8; separability (held-out accuracy of a linear model on perturbations); n victims; their
+    test_accuracy, minus_clean and minus_noise (paired by seed) with 95 % intervals and p_holm of the difference to
+    noise; published (CIFAR-10, ResNet-18; not for reduced recipes or other strengths) and how many of the other such
+    methods it is ordered alike with: data and network differ, so only the order can agree.
 
     frame: rows of `benchmark.benchmark`; its runs without a defense count.
     """
@@ -38,9 +51,8 @@ def table(poisons: list[Record], frame: pd.DataFrame) -> pd.DataFrame:
 
 def _row(poison: Record, frame: pd.DataFrame) -> Record:
     method = poison["method"]
-    row = {name: poison[name] for name in ("dataset", "method", "recipe", "eps", "passes_per_image")}
-    row |= {name: poison["sizes"][name] for name in ("linf", "l2", "l2_mean", "l0")}
-    row["separability"] = poison["separability"]
+    row = {name: poison[name] for name in ("dataset", "method", "recipe", "eps")} | {"draws": len(poison["draws"])}
+    row |= drawn(poison["draws"])
     accuracy = stats.share(frame.loc[frame["method"] == method, "test_accuracy"])
     row |= {"n": accuracy.n} | accuracy.columns("test_accuracy")
     for base in (CLEAN, NOISE):
@@ -48,6 +60,19 @@ def _row(poison: Record, frame: pd.DataFrame) -> Record:
     by_seed = frame.pivot(index="seed", columns="method", values="test_accuracy")
     less = by_seed[method] - by_seed[NOISE]
     return row | {"p_noise": float("nan") if benchmark.is_baseline(method) else stats.p_value(less)}
+
+
+SIZES = ("linf", "l2", "l2_mean", "l0")
+MEANS = ("l2_mean", "passes_per_image", "separability")  # over draws; of the others the largest
+
+
+def drawn(draws: Sequence[Record]) -> dict[str, float]:
+    """passes_per_image, SIZES and separability of a poison over its draws."""
+    rows = pd.DataFrame([{**draw, **draw["sizes"]} for draw in draws])
+    return {
+        name: float(rows[name].mean() if name in MEANS else rows[name].max())
+        for name in ("passes_per_image", *SIZES, "separability")
+    }
 
 
 def _completed(part: pd.DataFrame) -> pd.DataFrame:

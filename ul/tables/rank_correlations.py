@@ -24,7 +24,7 @@ def rank_correlation(frame: pd.DataFrame, unit: str = "ud_layers") -> Record:
     part = poisons(frame)
     known = part.groupby("seed")[unit].transform(lambda values: values.notna().all())
     part = part[known.astype(bool)]
-    none = {"interval": None, "rho_of_means": np.nan, "p": 1.0, "methods": part["method"].nunique()}
+    none = {"interval": None, "rho_of_means": np.nan, "p": np.nan, "methods": part["method"].nunique()}
     if part["method"].nunique() < 3:
         return none
     per_seed = [stats.rank_correlation(g[unit], g["test_accuracy"])[0] for _, g in part.groupby("seed")]
