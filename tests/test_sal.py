@@ -1,6 +1,7 @@
 """SAL against closed forms: on a quadratic the largest and smallest loss in a ball are known."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -109,6 +110,27 @@ def test_anisotropic_quadratic_stays_below_the_true_extremes_and_comes_near(curv
         assert share * (high - base) <= found.s_max <= (high - base) * (1 + 1e-5)
         assert base - low - (1 - share) * (high - base) <= found.s_min <= (base - low) * (1 + 1e-5)
         assert found.sal == max(found.s_max, found.s_min)
+
+
+@pytest.mark.parametrize("distance, searched", [(0.3, False), (1.0, False), (7.0, True)])
+def test_a_fall_that_cannot_decide_is_not_searched_for(distance, searched):
+    """From a loss of d^2 a radius of 1 climbs by 2 d + 1, more than the loss could fall where d < 1 + sqrt 2."""
+    known, plain = (isotropic(distance).probe(epsilon=0.2, least=least) for least in (0.0, None))
+    assert known.sal == plain.sal and known.s_max == plain.s_max and not math.isnan(plain.s_min)
+    assert known.s_min == plain.s_min if searched else math.isnan(known.s_min)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "resnet8"])
+def test_a_known_floor_changes_no_sal(name):
+    model, images, _ = small_net(name=name)
+    with torch.no_grad():  # confident outputs: losses of which most are smaller than their rise
+        last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+        last.weight.mul_(300)
+    right = model.eval()(images).argmax(1)
+    known, plain = (sal.per_layer(model, images, right, errors=True, least=least) for least in (0.0, None))
+    assert known["s_min"].isna().any()
+    columns = ["layer", "sal", "s_max", "error", "radius"]
+    assert known[columns].equals(plain[columns])
 
 
 def test_larger_balls_hold_larger_changes():

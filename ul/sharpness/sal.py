@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from math import isfinite
+from math import isfinite, isnan
 from typing import Any, cast
 
 import pandas as pd
@@ -40,6 +40,7 @@ class Settings:
     errors: bool
     precision: str
     seed: int
+    least: float | None
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def per_layer(
     precision: str = "float32",
     batch_size: int = 512,
     seed: int = 0,
+    least: float | None = None,
 ) -> pd.DataFrame:
     """SAL of every Conv2d and Linear weight: DataFrame[layer, sal, s_max, s_min, error, radius, weights].
 
@@ -86,7 +88,9 @@ def per_layer(
     four random offsets drawn from `seed`, the best of all). The last two are lower bounds. error, with `errors` and the
     last two: the standard error of the loss change over the images at the extreme found, as another draw of as many
     images would move it; else nan. precision, of the last two's steps: "float32", "tf32" (CUDA alone knows it) or
-    "bfloat16" (autocast); what they find is scored in float32.
+    "bfloat16" (autocast); what they find is scored in float32. least: what the loss cannot fall below, if that is known
+    (cross-entropy: 0); where s_max is as much as the loss could fall, s_min cannot decide SAL: the last two do not
+    search for it, and it is nan.
     Layers that the network does not use are left out, with a note in the log. A weight with parametrisations (weight
     norm, spectral norm, LoRA) is moved as the forward pass sees it, on a copy of the network. Mode, weights, buffers
     and requires_grad are restored; an outer no_grad or inference_mode does not matter.
@@ -103,6 +107,7 @@ def per_layer(
         errors,
         choose(precision, PRECISIONS, "precision"),
         seed,
+        least,
     )
     names = probed_layers(model) if layers is None else [choose(n, probed_layers(model), "layer") for n in layers]
     _refuse(model, names, images, targets, batch_size)
@@ -291,6 +296,8 @@ class _Layer:
         """The loss of every image alone, float[n]."""
         with self.moved(offset, gradient=False):
             outputs = [(self.tail(*inputs), y) for inputs, y in self.batches]
+            if self.loss is F.cross_entropy:
+                return torch.cat([F.cross_entropy(out, y, reduction="none") for out, y in outputs])
             return torch.stack([self.loss(out[i : i + 1], y[i : i + 1]) for out, y in outputs for i in range(len(y))])
 
     def ball(self, settings: Settings) -> Ball:
@@ -298,7 +305,8 @@ class _Layer:
         return Ball(settings.epsilon * self.weight.norm().item() / scale, settings.norm)
 
     def probe(self, s_max: float, s_min: float, radius: float, error: float = float("nan")) -> Probe:
-        return Probe(max(s_max, s_min), s_max, s_min, error, radius, self.weight.numel())
+        sal = s_max if isnan(s_min) else max(s_max, s_min)
+        return Probe(sal, s_max, s_min, error, radius, self.weight.numel())
 
     def error(self, best: Found) -> float:
         """The standard error of the loss change at this offset over the images; nan for one image."""
@@ -314,6 +322,8 @@ def _searched(
     limits: dict[str, Any] = {"steps": max(settings.steps, least), "tolerance": min(settings.tolerance, most)}
     best: dict[int, Found] = {}
     for sign in (1, -1):
+        if sign < 0 and settings.least is not None and best[1].gain >= base[0] - settings.least:
+            break
         climb = partial(search, at, base, ball, sign, **limits, enough=best[1].gain if best else 0.0)
         with computed(settings.precision, slope.device.type):
             turned = sign > 0 or begins > 1  # falls have a far side as rarely as valleys have two bottoms
@@ -322,7 +332,8 @@ def _searched(
         if settings.precision != "float32":
             best[sign] = replace(best[sign], gain=max(sign * (at(best[sign].delta, False)[0] - base[0]), 0.0))
     error = at.error(max(best.values(), key=lambda f: f.gain)) if settings.errors else float("nan")
-    return at.probe(best[1].gain, best[-1].gain, ball.radius, error)
+    fall = best[-1].gain if -1 in best else float("nan")
+    return at.probe(best[1].gain, fall, ball.radius, error)
 
 
 def _gradient(at: _Layer, slope: Tensor, settings: Settings) -> Probe:

@@ -71,12 +71,12 @@ def rescaled_sal(run: Run, given: Sets, factors: Sequence[float]) -> Record:
     """
     model = victims.fit(run, given, *defenses.make(run.defense).applied(given.own))
     images, targets = scores.on(sal_subset(given.own, run.sal.images), run.images.target, device())
-    before = sal.per_layer(model, images, targets)["sal"]
+    before = sal.per_layer(model, images, targets, least=0.0)["sal"]
     rows = []
     for factor in factors:
         other = copy.deepcopy(model)
         rescaled(other, images[:1], factor)
-        frame = sal.per_layer(other, images, targets)
+        frame = sal.per_layer(other, images, targets, least=0.0)
         ratios = zip(frame["layer"], frame["sal"] / before, strict=True)
         rows += [{"factor": factor, "layer": layer, "ratio": ratio} for layer, ratio in ratios]
     return {"rows": rows}

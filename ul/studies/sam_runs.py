@@ -35,5 +35,5 @@ def measured(run: Run, own: PathSets, clean: PathSets, radius: float) -> Record:
         row[f"loss_{name}"] = F.cross_entropy(metrics.logits(model, x), y).item()
         row[f"sharpness_{name}"] = scores.sharpness(model, x, y)
         row[f"curvature_{name}"] = scores.top_curvature(model, x, y)
-    values = sal.per_layer(model, *looked["own"])["sal"].to_numpy()
+    values = sal.per_layer(model, *looked["own"], least=0.0)["sal"].to_numpy()
     return row | {"sal": float(values.mean()), "layers": values.tolist()}

@@ -100,7 +100,7 @@ def _probe(chosen: Run, images: Labelled, where: torch.device) -> Callable[[int,
     units = {t: multitask.unit(t, images.labels[t]) for t in chosen.tasks}
 
     def look(epoch: int, model: MultiTask) -> Record:
-        found = by_task.sal_by_task(model, x, y, units, batch_size=SAL_BATCH[where.type])
+        found = by_task.sal_by_task(model, x, y, units, least=0.0, batch_size=SAL_BATCH[where.type])
         values = {t: part["sal"].tolist() for t, part in found.groupby("task", sort=False)}
         first = found[found["task"] == found["task"].iloc[0]]
         conflicts = by_task.conflict(model, x, y).to_dict("records")

@@ -134,7 +134,8 @@ class _Probe:
     def __call__(self, epoch: int, model: torch.nn.Module) -> None:
         if epoch in self.run.probes:
             frame = self.departed(model) if self.way.departures else self.defined(model)
-            self.tables.append({"epoch": epoch, **frame.dropna(axis=1).to_dict("list")})
+            known = frame.dropna(axis=1, how="all").astype(object)
+            self.tables.append({"epoch": epoch, **known.where(known.notna(), None).to_dict("list")})
 
     def defined(self, model: torch.nn.Module) -> pd.DataFrame:
         return sal.per_layer(
@@ -146,6 +147,7 @@ class _Probe:
             norm=self.way.norm,
             estimator=self.way.estimator,
             errors=True,
+            least=0.0,
             batch_size=SAL_BATCH[self.images.device.type],
         )
 
