@@ -37,10 +37,11 @@ SETTINGS = {
     "gradient": {"estimator": "gradient"},
     "taylor": {"estimator": "taylor"},
     **{f"pgd, {n} steps": {"steps": n} for n in (1, 2, 3, 5, 10, 20)},
-    "pgd, 10 steps, none left out": {"tolerance": 0.0},
-    "pgd, 10 steps, bfloat16": {"precision": "bfloat16"},
+    "pgd, 10 steps, to 1 %": {"steps": 10, "tolerance": 0.01},
+    "pgd, 20 steps, none left out": {"tolerance": 0.0},
+    "pgd, 20 steps, bfloat16": {"precision": "bfloat16"},
 }
-DEFAULT = "pgd, 10 steps"
+DEFAULT = "pgd, 20 steps"
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.imports import ROOT
 from tests.plain import plain_sal
 from ul import data
 from ul.base.errors import InputError
@@ -118,6 +120,19 @@ def test_a_fall_that_cannot_decide_is_not_searched_for(distance, searched):
     known, plain = (isotropic(distance).probe(epsilon=0.2, least=least) for least in (0.0, None))
     assert known.sal == plain.sal and known.s_max == plain.s_max and not math.isnan(plain.s_min)
     assert known.s_min == plain.s_min if searched else math.isnan(known.s_min)
+
+
+@pytest.mark.slow
+def test_the_default_comes_near_the_truth_in_a_network_that_fits_its_images():
+    """Where poisoned networks end: the slope at the centre is hardly any, and the loss climbs late."""
+    split = data.load("mnist", "train", root=ROOT / "data", limit=600, targets=("label",))
+    model = classifiers.make("lenet5", channels=1, classes=10, size=28, seed=0)
+    recipe = replace(victim.RECIPES["lenet5"], epochs=60, pad=0, flip=False, weight_decay=0.0)
+    victim.fit(model, split, None, recipe=recipe, defense=defenses.make("none"), seed=0, device="cpu")
+    images, targets = split.images[:64].float() / 255, split.targets["label"][:64]
+    default, truth = (sal.per_layer(model, images, targets, estimator=name)["sal"] for name in ("pgd", "exact"))
+    assert F.cross_entropy(model.eval()(images), targets) < 2e-3
+    assert (default / truth).min() > 0.95
 
 
 @pytest.mark.parametrize("name", ["lenet5", "resnet8"])
@@ -260,7 +275,7 @@ def counted_loss():
 @pytest.mark.parametrize("tolerance, fewest, most", [(0.0, 3 + 6, 33), (0.01, 3 + 2, 22), (0.5, 3, 12)])
 def test_a_step_that_gains_little_is_the_last(counted_loss, tolerance, fewest, most):
     model, images, targets = small_net(name="lenet5")
-    frame = sal.per_layer(model, images, targets, tolerance=tolerance, loss=counted_loss)
+    frame = sal.per_layer(model, images, targets, steps=10, tolerance=tolerance, loss=counted_loss)
     assert fewest <= counted_loss.calls / len(frame) <= most
 
 

@@ -39,7 +39,7 @@ def per_layer(
     """SAL of every layer with these DEPARTURES: DataFrame[layer, sal, s_max, s_min, weights], nats.
 
     images: float[n,c,h,w] as the model takes them; train_loss: the epoch's running training loss; augment(images, rng):
-    a new random draw of them. Without departures these are the values of `sal.per_layer`. Raises InputError for an
+    a new random draw of them. Without departures these are nearly the values of `sal.per_layer`, which steps on. Raises InputError for an
     unknown departure.
     """
     wanted = {choose(name, DEPARTURES, "departure") for name in departures}

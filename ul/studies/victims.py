@@ -28,7 +28,7 @@ class Sal:
     images: int = 128
     part: str = "own"
     epsilon: float = 0.05
-    steps: int = 10
+    steps: int = 20
     norm: str = "l2"
     estimator: str = "pgd"
     draw: int = 0  # of the images
@@ -161,7 +161,6 @@ class _Probe:
             train_loss=self.history.train_loss[-1],
             augment=lambda images, rng: victim.augment(images, pad=recipe.pad, flip=recipe.flip, rng=rng),
             epsilon=self.way.epsilon,
-            iterations=self.way.steps,
         )
 
 
