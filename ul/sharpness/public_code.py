@@ -39,8 +39,8 @@ def per_layer(
     """SAL of every layer with these DEPARTURES: DataFrame[layer, sal, s_max, s_min, weights], nats.
 
     images: float[n,c,h,w] as the model takes them; train_loss: the epoch's running training loss; augment(images, rng):
-    a new random draw of them. Without departures these are nearly the values of `sal.per_layer`, which steps on. Raises InputError for an
-    unknown departure.
+    a new random draw of them. Without departures these are nearly the values of `sal.per_layer`, which goes on longer.
+    Raises InputError for an unknown departure.
     """
     wanted = {choose(name, DEPARTURES, "departure") for name in departures}
     if "drop_last" in wanted:
