@@ -1,5 +1,6 @@
 """Runs: what a victim trains on when only a part is poisoned or relabelled, and the ways to probe one training."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -99,6 +100,22 @@ def test_further_ways_probe_the_same_training():
     assert len({tuple(values) for values in first.values()}) == len(ways)
     assert all([p["epoch"] for p in way["sal"]] == [1, 2] for way in run["also"].values())
     assert "error" in run["sal"][0] and "error" not in run["also"]["cheap"]["sal"][0]
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_what_is_not_searched_for_is_no_number_in_a_record(monkeypatch, every):
+    """Of one layer: none; of every layer: no column."""
+    real = victims.sal.per_layer
+
+    def partly(*given, **options):
+        frame = real(*given, **options)
+        frame.loc[frame.index if every else frame.index[:1], "s_min"] = float("nan")
+        return frame
+
+    monkeypatch.setattr(victims.sal, "per_layer", partly)
+    run = conditions.run_all(conditions.one(SETTINGS)[:1], jobs=1)[0]
+    probe = json.loads(json.dumps(run, allow_nan=False))["sal"][0]
+    assert "s_min" not in probe if every else probe["s_min"][0] is None and min(probe["s_min"][1:]) >= 0
 
 
 def test_runs_of_different_conditions_make_their_own_images():
