@@ -59,6 +59,13 @@ def test_methods_keep_their_own_colours():
     assert style.colour("unheard of") not in style.COLOURS.values()
 
 
+def test_notebooks_show_figures_as_they_are_saved():
+    from matplotlib_inline.config import InlineBackend
+
+    style.use_style()
+    assert InlineBackend.instance().print_figure_kwargs == {"bbox_inches": None}
+
+
 def test_gallery_has_a_named_row_for_each_entry():
     images = np.random.default_rng(0).integers(0, 256, (3, 3, 4, 4), dtype=np.uint8)
     figure = charts.gallery({"clean": images, "em": 255 - images, "grey": images[:, :1]})

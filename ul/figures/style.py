@@ -1,6 +1,7 @@
 """The one style of all figures: colours, markers, sizes, and how they are saved."""
 
 import io
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,8 +38,15 @@ def style() -> Iterator[None]:
 
 
 def use_style() -> None:
-    """The one style for the rest of a notebook."""
+    """The one style for the rest of a notebook, which shows figures as they are saved.
+
+    Notebooks cut the margins of what they show, for which each figure would be drawn twice.
+    """
     matplotlib.rcParams.update(STYLE)
+    if "matplotlib_inline" in sys.modules:
+        from matplotlib_inline.config import InlineBackend
+
+        InlineBackend.instance().print_figure_kwargs = {"bbox_inches": None}  # type: ignore[dict-item]
 
 
 def save(figure: Figure, stem: Path | str | None) -> None:
