@@ -83,6 +83,9 @@ def _cell(row: pd.Series, name: str) -> str:
     if name == "ud_layers" and row["zeros"]:
         return f"0 in {row['zeros']} of {row['ud_n']}"
     value, low, high = (_short(_written(row[f"{name}{end}"])) for end in ("", "_low", "_high"))
+    if pd.isna(row[f"{name}_low"]):
+        n = row["ud_n"] if name == "ud_layers" else row["n"]
+        return f"{value}, {'one seed' if n == 1 else f'equal in {n}'}"
     few = f", n = {row['ud_n']}" if name == "ud_layers" and row["ud_n"] < row["n"] else ""
     return f"{value} [{low}, {high}]{few}"
 

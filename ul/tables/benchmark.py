@@ -1,6 +1,7 @@
 """The benchmark's tables: UD and accuracy a run, intervals a condition, and which poisons count."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -188,9 +189,12 @@ def _unlearnable(own: pd.DataFrame) -> Record:
 
 
 def of_ratios(values: pd.Series) -> stats.Interval:
-    """`stats.ratios` of those that are known."""
-    known = values.dropna()
-    return stats.ratios(known) if len(known) else stats.Interval(*[float("nan")] * 3, n=0)  # type: ignore[misc, arg-type]
+    """`stats.ratios` of those that are known; where all are equal, as counts may make them, there is no interval."""
+    known, nan = values.dropna(), float("nan")
+    if len(known) == 0:
+        return stats.Interval(nan, nan, nan, n=0)
+    found = stats.ratios(known)
+    return replace(found, low=nan, high=nan) if found.low == found.high else found
 
 
 def span(seeds: Iterable[int]) -> str:
@@ -223,8 +227,8 @@ def in_brief(interval: stats.Interval, zeros: int) -> str:
         return "too few layers"
     if zeros:
         return f"0 in {zeros} of {interval.n}"
-    if interval.n == 1:
-        return f"{interval.estimate:.2f} (one seed)"
+    if np.isnan(interval.low):
+        return f"{interval.estimate:.2f} ({'one seed' if interval.n == 1 else f'equal in {interval.n}'})"
     return f"{interval.estimate:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
