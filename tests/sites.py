@@ -93,7 +93,8 @@ def hits(browser, site: Path, word: str) -> list[str]:
     tab = browser.new_page()
     tab.goto(f"{(site / 'search.html').resolve().as_uri()}?q={word}")
     tab.wait_for_selector("#search-results li a", timeout=20_000)
-    tab.wait_for_function("!document.querySelector('#search-progress')?.textContent")
+    # Results come one by one, and no sign of progress stands there before the first.
+    tab.wait_for_function("document.querySelector('#search-results').innerText.includes('Search finished')")
     found = tab.eval_on_selector_all("#search-results li a", "links => links.map(a => a.href)")
     tab.close()
     return [urlsplit(url).path for url in found]
