@@ -158,3 +158,30 @@ def test_rankings_have_a_row_a_choice():
     left, right = charts.rankings(values, table).axes
     assert [t.get_text() for t in left.get_yticklabels()] == ["default", "other"] and left.yaxis_inverted()
     assert right.get_xlim() == (-1.05, 1.05)
+
+
+def test_ratios_are_geometric_means_by_epoch_and_by_layer():
+    logs = np.log(np.array([[1.0, 4.0], [2.0, 8.0], [0.5, 2.0]]))  # three epochs, two layers
+    left, right = charts.profiles({"em": logs}, [1, 5, 9], ["a", "b"], label="rooms: SAL / clean SAL").axes
+    assert left.lines[0].get_ydata() == pytest.approx([2, 4, 1]) and right.lines[0].get_ydata() == pytest.approx([1, 4])
+    assert [ax.get_xlabel() for ax in (left, right)] == ["epoch", "layer"] and left.get_yscale() == "log"
+    assert [t.get_text() for t in right.get_xticklabels()] == ["a", "b"] and left.get_ylabel().startswith("rooms")
+
+
+def test_measures_along_an_axis_are_points_and_the_line_of_their_means():
+    rows = [("share", 0.0, 1.0, 3.0), ("share", 0.0, 2.0, 5.0), ("share", 1.0, 7.0, 9.0), ("eps", 4.0, 0.0, 0.0)]
+    curves = pd.DataFrame(rows, columns=["axis", "value", "accuracy", "ud"])
+    names = {"share": "share poisoned", "eps": "strength"}
+    axes = charts.along(curves, names, {"accuracy": "test accuracy", "ud": "UD"}).axes
+    points, means = (line.get_xydata().tolist() for line in axes[0].lines)
+    assert points == [[0, 1], [0, 2], [1, 7]] and means == [[0, 1.5], [1, 7]]
+    assert axes[2].lines[1].get_xydata().tolist() == [[0, 4], [1, 9]]
+    assert [ax.get_ylabel() for ax in axes] == ["test accuracy", "", "UD", ""] and axes[1].get_xlabel() == "strength"
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_spectra_are_named_and_no_empty_frame_is_left(count):
+    figure = charts.spectra({f"m{i}": np.eye(8) for i in range(count)})
+    shown = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in shown] == [f"m{i}: spectrum" for i in range(count)]
+    assert all(not ax.axison for ax in figure.axes if not ax.get_title() and not ax.get_ylabel())

@@ -172,6 +172,28 @@ def curves(
     return ax
 
 
+def abreast(count: int, most: int, size: tuple[float, float], labels: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """Axes[rows, columns] with one y axis for `count` pictures, at most `most` in a row; what is too many is hidden.
+
+    Inches, width and height: `size` each, and `labels` beside and below them all.
+    """
+    rows = -(-count // most)
+    columns = -(-count // rows)
+    whole = (size[0] * columns + labels[0], size[1] * rows + labels[1])
+    figure, axes = plt.subplots(rows, columns, figsize=whole, sharey=True, squeeze=False)
+    for ax in axes.flat[count:]:
+        ax.set_axis_off()
+    return figure, axes
+
+
+def spectra(amplitudes: dict[str, np.ndarray]) -> Figure:
+    """`spectrum` of each, three in a row."""
+    figure, axes = abreast(len(amplitudes), 3, (2.8, 2.3), labels=(0, 0))
+    for ax, (name, amplitude) in zip(axes.flat, amplitudes.items(), strict=False):
+        spectrum(ax, amplitude, name=name)
+    return figure
+
+
 def spectrum(ax: Axes, amplitude: np.ndarray, *, name: str) -> Axes:
     """Mean log10 amplitude [h,w] of the Fourier transform of `name`'s perturbation; the centre is 0 cycles."""
     h, w = amplitude.shape
@@ -183,3 +205,38 @@ def spectrum(ax: Axes, amplitude: np.ndarray, *, name: str) -> Axes:
     ax.set(xlabel="cycles per image", ylabel="cycles per image", title=f"{name}: spectrum")
     plt.colorbar(picture, ax=ax, label="log10 amplitude")
     return ax
+
+
+def profiles(logs: dict[str, np.ndarray], epochs: Sequence[int], layers: Sequence[str], *, label: str) -> Figure:
+    """Ratios by epoch (geometric mean over layers) and by layer (over epochs), on one logarithmic scale around 1.
+
+    logs: float[epochs, layers] a method, natural logarithms; label: of the ratio.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.4), sharey=True)
+    for ax, what, ticks, over in zip(axes, ("epoch", "layer"), (epochs, layers), (1, 0), strict=True):
+        for method, values in logs.items():
+            ax.plot([str(t) for t in ticks], np.exp(values.mean(over)), "o-", color=colour(method), label=method)
+        ax.axhline(1, color="#bbbbbb", linewidth=0.8, zorder=0)
+        ax.set_xlabel(what)
+    axes[0].set_yscale("log", base=2)
+    axes[0].yaxis.set_major_formatter("{x:.2g}")
+    axes[0].set_ylabel(label)
+    axes[1].tick_params(axis="x", rotation=90)
+    axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def along(curves: "pd.DataFrame", axes: dict[str, str], measures: dict[str, str]) -> Figure:
+    """Measures along what is varied: a column an axis, a row a measure, a point a run and a line through the means.
+
+    curves: columns axis, value, and those of `measures`; axes and measures: name -> its label.
+    """
+    figure, grid = plt.subplots(len(measures), len(axes), figsize=(2.5 * len(axes), 2 * len(measures)), sharey="row")
+    for column, (axis, title) in zip(grid.T, axes.items(), strict=True):
+        part = curves[curves["axis"] == axis]
+        for ax, (measure, label) in zip(column, measures.items(), strict=True):
+            means = part.groupby("value")[measure].mean()
+            ax.plot(part["value"], part[measure], "o", alpha=0.4, color=colour(axis))
+            ax.plot(means.index, means, "-", color=colour(axis))
+            ax.set(xlabel=title, ylabel=label if ax in grid[:, 0] else "")
+    return figure

@@ -13,7 +13,7 @@ from ..base import records, stats
 from ..base.errors import Record
 from ..base.names import TASKS
 from ..tables import study_claims
-from .charts import show
+from .charts import abreast, show
 from .style import colour
 
 BANDS = {"clean": ("#c9b400", "clean"), "noise": ("#999999", "noise")}
@@ -31,7 +31,7 @@ def headline(frame: pd.DataFrame, regime: str, names: Sequence[str]) -> Figure:
     """
     part = frame[frame["regime"] == regime]
     methods = [m for m in part["method"].unique() if m not in BANDS]
-    figure, axes = _rows(len(names), 5, (1.75, 0.24 * len(methods) + 1), labels=(0.8, 0.3))
+    figure, axes = abreast(len(names), 5, (1.75, 0.24 * len(methods) + 1), labels=(0.8, 0.3))
     for ax, task in zip(axes.flat, names, strict=False):
         _bands(ax, part, task)
         nothing = frame[(frame["method"] == "uninformed") & (frame["task"] == task)]["value"].mean()
@@ -46,20 +46,6 @@ def headline(frame: pd.DataFrame, regime: str, names: Sequence[str]) -> Figure:
     axes[0, 0].invert_yaxis()
     figure.legend(*axes[0, 0].get_legend_handles_labels(), ncols=3, loc="outside upper center")
     return figure
-
-
-def _rows(count: int, most: int, size: tuple[float, float], labels: tuple[float, float]) -> tuple[Figure, np.ndarray]:
-    """Axes[rows, columns] with one y axis for `count` pictures, at most `most` in a row; what is too many is hidden.
-
-    Inches, width and height: `size` each, and `labels` beside and below them all.
-    """
-    rows = -(-count // most)
-    columns = -(-count // rows)
-    whole = (size[0] * columns + labels[0], size[1] * rows + labels[1])
-    figure, axes = plt.subplots(rows, columns, figsize=whole, sharey=True, squeeze=False)
-    for ax in axes.flat[count:]:
-        ax.set_axis_off()
-    return figure, axes
 
 
 def _interval(part: pd.DataFrame, method: str, task: str) -> stats.Interval:
@@ -128,7 +114,7 @@ def pairs(tables: Mapping[str, pd.DataFrame], column: str, names: Sequence[str])
     Columns have the order of the rows; they are named below the first matrix of the last row only.
     """
     lowest, colours, words = RANGES[column]
-    figure, axes = _rows(len(tables), 6, (0.9 + 0.12 * len(names), 0.5 + 0.14 * len(names)), labels=(1.4, 1.2))
+    figure, axes = abreast(len(tables), 6, (0.9 + 0.12 * len(names), 0.5 + 0.14 * len(names)), labels=(1.4, 1.2))
     for ax, (method, table) in zip(axes.flat, tables.items(), strict=False):
         grid = np.eye(len(names))
         for _, row in table.iterrows():

@@ -31,7 +31,16 @@ FEW = 8  # images on which two calls are compared
 
 @dataclass(frozen=True)
 class Settings:
-    """How SAL is searched for; `per_layer` describes each."""
+    """How SAL is searched for, by the estimators "pgd" and "exact", which are lower bounds.
+
+    norm: "l2", or "linf" with radius epsilon * ||W|| / sqrt(number of weights), the largest such box in the l2 ball.
+    steps, tolerance: at most so many projected gradient steps each way, fewer once one gains no more than this share of
+    SAL. errors: also the standard error of the loss change over the images at the extreme found, as another draw of as
+    many images would move it (`Probe.error`; else nan). precision, of the steps: "float32", "tf32" (CUDA alone knows
+    it) or "bfloat16" (autocast); what they find is scored in float32. seed: of the offsets that "exact" starts from.
+    least: what the loss cannot fall below, if that is known (cross-entropy: 0); where s_max is as much as the loss
+    could fall, s_min cannot decide SAL: it is not searched for, and nan.
+    """
 
     epsilon: float
     steps: int
@@ -78,25 +87,12 @@ def per_layer(
     For layer l with radius r = epsilon * ||W_l||: s_max = max over ||D|| <= r of L(W_l + D) - L, s_min = L - the
     smallest such L(W_l + D), sal = max(s_max, s_min); L is the mean `loss` over these images, network in eval mode,
     other layers frozen (Ye, Su, Qian 2025, the definition of SAL). images: float[n,c,h,w] as the model takes them;
-    loss(outputs, targets): a mean over images. layers: names in named_modules() (default all).
-
-    norm: "l2", or "linf" with r = epsilon * ||W_l|| / sqrt(number of weights), the largest such box in the l2 ball.
-    estimator, from cheap to dear: "gradient" (r times the gradient's length: one pass for all layers), "taylor" (that
-    and the loss at both ends of the gradient's line, and the parabola through them), "pgd" (at most `steps` projected
-    gradient steps each way, fewer once a step gains no more than the share `tolerance` of SAL, and upwards once more
-    from the opposite of what was found), "exact" (the same with sixty steps and a share of 1e-5, from the centre and
-    four random offsets drawn from `seed`, the best of all). The last two are lower bounds. error, with `errors` and the
-    last two: the standard error of the loss change over the images at the extreme found, as another draw of as many
-    images would move it; else nan. precision, of the last two's steps: "float32", "tf32" (CUDA alone knows it) or
-    "bfloat16" (autocast); what they find is scored in float32. least: what the loss cannot fall below, if that is known
-    (cross-entropy: 0); where s_max is as much as the loss could fall, s_min cannot decide SAL: the last two do not
-    search for it, and it is nan.
-    Layers that the network does not use are left out, with a note in the log. A weight with parametrisations (weight
-    norm, spectral norm, LoRA) is moved as the forward pass sees it, on a copy of the network. Mode, weights, buffers
-    and requires_grad are restored; an outer no_grad or inference_mode does not matter.
+    loss(outputs, targets): a mean over images. layers: names in named_modules() (default all). The rest: `Settings`;
+    estimator: a key of ESTIMATORS, which says what each is.
+    Layers that the network does not use are left out, with a note in the log. A weight with parametrisations is moved
+    as the forward pass sees it, on a copy of the network. The network is restored; an outer no_grad does not matter.
     Raises InputError for unknown or (if named) unused layers, no images, a loss that is not finite, and networks of
-    which SAL would be no property: with half-precision weights, random in eval mode, or with a batch norm that takes
-    its statistics from the batch and more images than `batch_size`.
+    which SAL would be no property (`_refuse`, `_refuse_random`).
     """
     measure = ESTIMATORS[choose(estimator, ESTIMATORS, "SAL estimator")]
     settings = Settings(
@@ -162,7 +158,11 @@ def _own(values: Tensor) -> Tensor:
 
 
 def _refuse(model: nn.Module, names: list[str], images: Tensor, targets: Tensor, batch_size: int) -> None:
-    """Raise InputError where SAL would be no property of the network; see `per_layer`."""
+    """Raise InputError where SAL would be no property of the network.
+
+    With half-precision weights, made in inference mode, or with a batch norm that takes its statistics from the batch
+    and more images than `batch_size`.
+    """
     if not len(images) or len(images) != len(targets):
         raise InputError(f"SAL needs images and a target for each; got {len(images)} images, {len(targets)} targets")
     for name in names:
@@ -353,6 +353,9 @@ def _taylor(at: _Layer, slope: Tensor, settings: Settings) -> Probe:
     return at.probe(max(*ends, between, 0.0), max(-min(ends), -between, 0.0), ball.radius)
 
 
+# From cheap to dear. gradient: r times the gradient's length, one pass for all layers. taylor: that and the loss at
+# both ends of the gradient's line, and the parabola through them. pgd: projected gradient steps each way, upwards once
+# more from the opposite of what was found. exact: the same, longer, from the centre and random offsets.
 ESTIMATORS: dict[str, Callable[[_Layer, Tensor, Settings], Probe]] = {
     "gradient": _gradient,
     "taylor": _taylor,

@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any
 
 from ..base import records
-from ..base.budgets import strength
 from ..base.errors import InputError, Record, at_least, choose, probe_epochs
 from ..base.names import CLEAN, DATASETS, DEFENSES, METHODS, NETWORKS, OWN
 from ..data import pixels
@@ -31,21 +30,9 @@ def one(config: Mapping[str, Any]) -> list[Run]:
     recipe = replace(base, epochs=config["epochs"], flip=base.flip and source.flip)
     probes = probe_epochs(config["epochs"], config["probe_epochs"])
     at_least(config["seeds"], 1, "seeds")
+    named = {name: config[name] for name in ("method", "poison", "share", "label_noise")}
     first = Run(
-        images=Images(
-            dataset=config["dataset"],
-            root=config["root"],
-            limit=config["limit"],
-            size=source.size,
-            target=source.target,
-            method=config["method"],
-            poison=config["poison"],
-            poison_recipe=config["recipe"],
-            poison_seed=0,
-            eps=strength(source.eps if config["eps"] is None else config["eps"]),
-            share=config["share"],
-            label_noise=config["label_noise"],
-        ),
+        images=replace(images.of_config(config), **named),
         architecture=config["architecture"],
         defense=config["defense"],
         recipe=recipe,
@@ -78,7 +65,7 @@ def several(
         if config["poison"]:
             found += [of(run, method=OWN) for run in runs]
         else:
-            found += [replace(run, images=images.draw(run.images, method, run.seed, poisons)) for run in runs]
+            found += [drawn(run, method, poisons) for run in runs]
     if baseline:
         clean = [on_clean(run) for run in found]
         found = [*clean_twin(found), *clean, *found]
@@ -97,7 +84,12 @@ def clean_twin(chosen: Sequence[Run]) -> list[Run]:
 
 def on_clean(run: Run) -> Run:
     """The same run on clean images."""
-    return replace(run, images=images.draw(run.images, CLEAN, run.seed, None))
+    return drawn(run, CLEAN)
+
+
+def drawn(run: Run, method: str, folder: str | None = None) -> Run:
+    """The same run on images of another method, drawn from the run's seed; folder: see `images.draw`."""
+    return replace(run, images=images.draw(run.images, method, run.seed, folder))
 
 
 # ---- Running them --------------------------------------------------------------------------------------------------

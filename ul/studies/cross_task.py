@@ -6,7 +6,6 @@ from functools import lru_cache, partial
 from typing import Any
 
 from ..base import records
-from ..base.budgets import strength
 from ..base.errors import InputError, Record, at_least, choose, probe_epochs
 from ..base.names import CLEAN, DATASETS, ENCODERS, METHODS, OWN, TASKS
 from ..nets.encoders import ROUTED
@@ -29,27 +28,15 @@ def planned(config: Mapping[str, Any]) -> list[Run]:
     """
     source = DATASETS[choose(config["dataset"], DATASETS, "data set")]
     _check(config)
-    target = config["target"] or source.target
     names = _distinct(config["tasks"], "tasks") or source.tasks
     for task in names:
         choose(task, TASKS, "task")
-    clean = Images(
-        dataset=config["dataset"],
-        root=config["root"],
-        limit=config["limit"],
-        size=config["size"] or source.size,
-        target=target,
-        method=CLEAN,
-        poison=None,
-        poison_recipe=config["recipe"],
-        poison_seed=0,
-        eps=strength(source.eps if config["eps"] is None else config["eps"]),
-    )
+    clean = images.of_config(config, size=config["size"], target=config["target"])
     first = Run(
         images=clean,
         rare=config["rare"],
         tasks=names,
-        single=tuple(config["single"]) or (target,),
+        single=tuple(config["single"]) or (clean.target,),
         transfer=config["transfer"],
         encoder=config["encoder"],
         recipe=Recipe(**{name: config[name] for name in ("epochs", "batch_size", "lr", "weighting")}),

@@ -1,13 +1,15 @@
 """The images that runs train on: clean ones, a user's file or a poison made now, in part, with label noise."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 import torch
 
-from ..base.errors import InputError, existing, within
-from ..base.names import CLEAN, METHODS
+from ..base.budgets import strength
+from ..base.errors import InputError, choose, existing, within
+from ..base.names import CLEAN, DATASETS, METHODS, RECIPES
 from ..data.poison_files import read_poison
 from ..data.sources import load
 from ..data.split import Split
@@ -53,6 +55,26 @@ def _whole(images: Images) -> Split:
     return of_method(images, clean)
 
 
+def of_config(config: Mapping[str, Any], *, size: int | None = None, target: str | None = None) -> Images:
+    """The clean images that a notebook's parameters name, with strength and recipe of their poisons.
+
+    size, target: instead of the data set's. Raises InputError.
+    """
+    source = DATASETS[choose(config["dataset"], DATASETS, "data set")]
+    return Images(
+        dataset=config["dataset"],
+        root=config["root"],
+        limit=config["limit"],
+        size=size or source.size,
+        target=target or source.target,
+        method=CLEAN,
+        poison=None,
+        poison_recipe=choose(config["recipe"], RECIPES, "recipe"),
+        poison_seed=0,
+        eps=strength(source.eps if config["eps"] is None else config["eps"]),
+    )
+
+
 def draw(images: Images, method: str, seed: int, folder: str | None) -> Images:
     """The same images poisoned by another method, drawn from `seed`; clean ones have no draw.
 
@@ -65,15 +87,17 @@ def draw(images: Images, method: str, seed: int, folder: str | None) -> Images:
 
 
 def stored(folder: str, dataset: str, method: str, seed: int) -> str:
-    """The file of one draw of a poison: <dataset>-<method>-<seed>.npz in a folder or in one below it.
-
-    Raises InputError unless there is exactly one.
-    """
-    name = f"{dataset}-{method}-{seed}.npz"
+    """The file of one draw of a poison, in a folder or in one below it. Raises InputError unless there is just one."""
+    name = file_name(dataset, method, seed)
     there = [path for pattern in (name, f"*/{name}") for path in existing(folder, MEND).glob(pattern)]
     if len(there) != 1:
         raise InputError(f"{folder} holds {len(there)} files {name}; {MEND}")
     return str(there[0])
+
+
+def file_name(dataset: str, method: str, seed: int) -> str:
+    """What one draw of a poison is called on disk."""
+    return f"{dataset}-{method}-{seed}.npz"
 
 
 def of_method(images: Images, clean: Split) -> Split:

@@ -9,7 +9,7 @@ from ..base.errors import Record
 from ..base.names import CLEAN, DATASETS, NOISE
 from ..data import checks, pixels
 from . import conditions, cross_task, images
-from .conditions import of
+from .conditions import drawn, of
 
 SHOWN = 9  # images
 EXAMPLE = "lsp"  # the method that stands for the owner's where no file is given
@@ -35,8 +35,7 @@ def study(config: Mapping[str, Any], **options: Any) -> Record:
     # Uniform in [-e, e] has the mean square e^2 / 3.
     strength = min(1.0, sizes["l2_mean"] * (3 / clean.images[0].numel()) ** 0.5)
     bare = [run for run in chosen if run.images.method == example.method and run.defense == "none"]
-    noise = [replace(run, images=images.draw(run.images, NOISE, run.seed, None)) for run in bare]
-    noise = [of(run, eps=strength) for run in noise]
+    noise = [of(drawn(run, NOISE), eps=strength) for run in bare]
     together = [replace(run, single=(), probes=()) for run in several]
     pictures = {CLEAN: clean.images[:SHOWN], "changed": changed.images[:SHOWN]}
     return {

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from ..base import records
-from ..base.budgets import strength
 from ..base.errors import InputError, Record, at_least, choose, probe_epochs
-from ..base.names import DATASETS, METHODS, NETWORKS, RECIPES
+from ..base.names import DATASETS, METHODS, NETWORKS
 from ..data.checks import budget
 from ..data.poison_files import export
 from ..data.sources import load
@@ -22,6 +21,7 @@ from ..training import victim
 from . import executor
 from .description import Images, depends
 from .executor import Job
+from .images import draw, file_name, of_config
 from .poison_runs import made, trained
 
 SHOWN = 9  # images, one a class
@@ -42,9 +42,9 @@ def study(config: Mapping[str, Any], methods: Sequence[str], *, out: str | None 
     source = DATASETS[first.dataset]
     clean, test = _splits(first, methods)
     found = dict(zip(wanted, _poisons(wanted, clean, options), strict=True))
-    for images, (poison, _) in found.items():
-        if out is not None:
-            export(poison, Path(out) / f"{images.dataset}-{images.method}-{images.poison_seed}.npz")
+    if out is not None:
+        for images, (poison, _) in found.items():
+            export(poison, Path(out) / file_name(images.dataset, images.method, images.poison_seed))
     labels = clean.targets[source.target]
     seen = torch.tensor([int((labels == c).nonzero()[0]) for c in labels.unique()[:SHOWN]])
     histories = _victims(found, recipe, test, config, options)
@@ -68,20 +68,9 @@ def _wanted(config: Mapping[str, Any], methods: Sequence[str]) -> tuple[list[Ima
         raise InputError(f"victims is {victims}, but only {seeds} poisons of a method are drawn; give more seeds")
     if twice := [m for m in methods if list(methods).count(m) > 1]:
         raise InputError(f"{twice[0]} comes twice among the methods; name it once")
-    first = Images(
-        dataset=config["dataset"],
-        root=config["root"],
-        limit=config["limit"],
-        size=source.size,
-        target=source.target,
-        method="",
-        poison=None,
-        poison_recipe=choose(config["recipe"], RECIPES, "recipe"),
-        poison_seed=0,
-        eps=strength(source.eps if config["eps"] is None else config["eps"]),
-    )
+    first = of_config(config)
     named = [choose(method, METHODS, "method") for method in methods]
-    draws = [replace(first, method=method, poison_seed=seed) for method in named for seed in range(seeds)]
+    draws = [draw(first, method, seed, None) for method in named for seed in range(seeds)]
     return draws, replace(base, epochs=config["epochs"], flip=base.flip and source.flip)
 
 

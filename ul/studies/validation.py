@@ -8,7 +8,7 @@ from typing import Any
 from ..base.errors import InputError, Record, at_least, choose
 from ..base.names import CLEAN, DEPARTURES
 from . import conditions, executor, images
-from .conditions import of
+from .conditions import drawn, of
 from .description import depends
 from .executor import Job
 from .rival_scores import rescaled_sal, scores_of
@@ -24,12 +24,8 @@ def methods_of(run: Run, methods: Sequence[str], seeds: int, folder: str | None)
         raise InputError("methods is empty; name the poisons whose ranking is looked at")
     found = []
     for method in (CLEAN, *methods):
-        found += [_seeded(run, method, seed, folder) for seed in range(seeds)]
+        found += [drawn(replace(run, seed=seed), method, folder) for seed in range(seeds)]
     return found
-
-
-def _seeded(run: Run, method: str, seed: int, folder: str | None = None) -> Run:
-    return replace(run, images=images.draw(run.images, method, seed, folder), seed=seed)
 
 
 def ways(base: Sal, epsilons: Sequence[float], counts: Sequence[int]) -> dict[str, Sal]:
@@ -53,8 +49,8 @@ def departures(base: Sal, names: Iterable[str] | None = None) -> dict[str, Sal]:
 
 def varied(run: Run, axis: str, values: Sequence[Any], seeds: int) -> list[Run]:
     """`run` at each value of one of AXES and each seed from 0."""
-    method = run.images.method
-    return [of(_seeded(run, method, seed), **{axis: value}) for value in values for seed in range(seeds)]
+    own = [drawn(replace(run, seed=seed), run.images.method) for seed in range(seeds)]
+    return [of(seeded, **{axis: value}) for value in values for seeded in own]
 
 
 def study(config: Mapping[str, Any], **options: Any) -> Record:

@@ -194,7 +194,7 @@ def of_ratios(values: pd.Series) -> stats.Interval:
     if len(known) == 0:
         return stats.Interval(nan, nan, nan, n=0)
     found = stats.ratios(known)
-    return replace(found, low=nan, high=nan) if found.low == found.high else found
+    return found if np.ptp(known) else replace(found, low=nan, high=nan)
 
 
 def span(seeds: Iterable[int]) -> str:
