@@ -69,9 +69,11 @@ def test_notebooks_show_figures_as_they_are_saved():
 def test_gallery_has_a_named_row_for_each_entry():
     images = np.random.default_rng(0).integers(0, 256, (3, 3, 4, 4), dtype=np.uint8)
     figure = charts.gallery({"clean": images, "em": 255 - images, "grey": images[:, :1]})
-    assert len(figure.axes) == 9
-    assert [ax.texts[0].get_text() for ax in figure.axes[::3]] == ["clean", "em", "grey"]
-    assert np.array_equal(figure.axes[1].images[0].get_array(), images[1].transpose(1, 2, 0))
+    assert [ax.texts[0].get_text() for ax in figure.axes] == ["clean", "em", "grey"]
+    shown = figure.axes[0].images[0].get_array()  # three images of 4 x 4, one white column between them
+    assert shown.shape == (4, 14, 3) and (shown[:, [4, 9]] == 255).all()
+    assert np.array_equal(shown[:, 5:9], images[1].transpose(1, 2, 0))
+    assert figure.axes[2].images[0].get_array().shape == (4, 14)
 
 
 def test_heat_maps_show_layers_epochs_and_the_threshold():

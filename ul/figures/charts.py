@@ -31,13 +31,18 @@ def show(ax: Axes, image: np.ndarray, title: str = "", **options: Any) -> Axes:
 def gallery(rows: dict[str, np.ndarray], *, cell: float = 0.75) -> Figure:
     """One row of images [n,c,h,w] in 0..255 for each name."""
     count = len(next(iter(rows.values())))
-    size = (cell * count + 1.0, cell * len(rows) + 0.1)
-    figure, axes = plt.subplots(len(rows), count, figsize=size, squeeze=False)
-    for line, (name, images) in zip(axes, rows.items(), strict=True):
-        for ax, image in zip(line, images, strict=True):
-            show(ax, image, vmin=0, vmax=255)
-        line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center")
+    figure, axes = plt.subplots(len(rows), figsize=(cell * count + 1.0, cell * len(rows) + 0.1), squeeze=False)
+    for ax, (name, images) in zip(axes[:, 0], rows.items(), strict=True):
+        show(ax, strip(images), vmin=0, vmax=255)
+        ax.text(-0.02, 0.5, name, transform=ax.transAxes, ha="right", va="center")
     return figure
+
+
+def strip(images: np.ndarray) -> np.ndarray:
+    """Images [n,c,h,w] in 0..255 side by side as one [c,h,w], white between them: it is drawn faster than n."""
+    gap = max(1, images.shape[-1] // 10)
+    wide = np.pad(images, [(0, 0)] * 3 + [(0, gap)], constant_values=255)
+    return np.concatenate(list(wide), axis=-1)[..., :-gap]
 
 
 def heat_maps(
