@@ -36,8 +36,8 @@ class Recipe:
 RECIPES = {  # of victims, by architecture
     "linear": Recipe(batch_size=64, lr=0.02),
     "lenet5": Recipe(batch_size=64, lr=0.02, pad=2),
-    "resnet8": Recipe(batch_size=32, lr=0.1),
-    "senet8": Recipe(batch_size=32, lr=0.1),
+    "resnet8": Recipe(batch_size=64, lr=0.1),
+    "senet8": Recipe(batch_size=64, lr=0.1),
     "vit_tiny": Recipe(batch_size=32, lr=0.004, optimizer="adamw", weight_decay=0.01),
     "resnet18": Recipe(batch_size=128, lr=0.1),
     "resnet50": Recipe(batch_size=128, lr=0.1),
