@@ -75,6 +75,24 @@ def test_distance_follows_the_choice():
     assert tables.distance(other, clean, Choice(unit="weights")) == pytest.approx(expected)
 
 
+def test_a_clean_twin_that_counts_too_few_layers_carries_no_distance():
+    """The same rule as the benchmark's, by every choice: a fifth of the layers and epochs that it looks at."""
+    layers = len(run("clean", 0, CLEAN)["sal"][0]["sal"])
+    one = run("clean", 0, [1, 1])
+    assert 2 / (2 * layers) < 0.2 and math.isnan(tables.distance(one, one))
+    late = run("clean", 0, [1, layers // 2])
+    assert tables.distance(late, late, Choice(first=1)) == 1
+
+
+def test_a_seed_without_distance_is_in_no_mean():
+    clean = {0: run("clean", 0, CLEAN), 1: run("clean", 1, [1, 1])}
+    runs = [run("lsp", s, [n, n], share=k / 3) for s in (0, 1) for k, n in enumerate((5, 4, 3, 2))]
+    found = tables.trend(tables.curve(runs, clean, "share"), "ud_layers")
+    assert (found.estimate, found.n) == (-1, 1)
+    alone = tables.trend(tables.curve(runs[4:], clean, "share"), "ud_layers")
+    assert math.isnan(alone.estimate) and alone.n == 0
+
+
 def test_clean_runs_are_those_without_poison_and_label_noise():
     runs = [run("clean", 0, CLEAN), run("lsp", 1, CLEAN, share=0.0), run("clean", 2, CLEAN, label_noise=0.5)]
     assert set(tables.twins(runs)) == {0, 1}
@@ -132,7 +150,8 @@ def test_steadiness_against_the_default():
     assert frame.index[0] == "another seed" and frame.loc["another seed", ["tau", "n"]].tolist() == [1, 1]
     assert frame.loc["default", ["tau", "tau_of_means"]].tolist() == [1, 1]
     assert frame.loc["other", "tau"] == 0 and frame.loc["other", "n"] == 2
-    assert frame.loc["flat", "tau"] == frame.loc["dead", "tau"] == 0
+    assert frame.loc["flat", "tau"] == 0
+    assert np.isnan(frame.loc["dead", "tau"]) and frame.loc["dead", "n"] == 0  # no seed has a UD to be steady
     assert (frame["accuracy_tau"].dropna() == 0).all()  # every run has the same accuracy
 
 
@@ -159,12 +178,12 @@ def test_seeds_that_disagree_are_the_yardstick():
         ([1, 2, 3], [4, 5, 9], 1),
         ([1, 2, 3], [9, 5, 4], -1),
         ([1, 2], [3, 3], 0),
-        ([1, math.nan], [1, 2], 0),
+        ([1, math.nan], [1, 2], math.nan),
         ([1], [2], 0),
     ],
 )
 def test_tau_by_hand(a, b, expected):
-    assert tables.tau(a, b) == pytest.approx(expected)
+    assert tables.tau(a, b) == pytest.approx(expected, nan_ok=True)
 
 
 def test_a_score_that_orders_as_accuracy_does_agrees():

@@ -43,8 +43,18 @@ def probes(run: Record, way: str | None) -> list[Record]:
 
 
 def distance(run: Record, twin: Record, choice: Choice = Choice()) -> float:
-    """UD of a run against its clean twin by one choice."""
-    return ud.distance(_sal(run, choice), _sal(twin, choice), **_options(twin, choice))
+    """UD of a run against its clean twin by one choice; nan where the twin counts too few layers (`ud.countable`)."""
+    clean, own = _sal(twin, choice), _sal(run, choice)
+    return ud.distance(own, clean, **_options(twin, choice)) if _countable(clean, choice) else float("nan")
+
+
+def _countable(clean: np.ndarray, choice: Choice) -> bool:
+    """Whether a clean run has enough learnable layers by one choice; none where its rule finds no threshold."""
+    kept = clean[choice.first :]
+    try:
+        return ud.countable(ud.learnable(kept, ud.threshold(kept, choice.rule)).sum(), kept.size)
+    except ud.Uncountable:
+        return False
 
 
 def _sal(run: Record, choice: Choice) -> np.ndarray:
@@ -74,24 +84,33 @@ def curve(runs: list[Record], clean: Mapping[int, Record], axis: str) -> pd.Data
 
 
 def trend(frame: pd.DataFrame, column: str) -> stats.Interval:
-    """Kendall's tau of a column with the axis' value, per seed, with its t-interval over seeds.
+    """Kendall's tau of a column with the axis' value, per seed, with its t-interval over the seeds that know it.
 
     A constant column has no order; it counts as 0.
     """
-    taus = [tau(part["value"], part[column]) for _, part in frame.groupby("seed")]
-    return stats.correlations(taus, frame["value"].nunique(), kind="kendall")
+    return _over_seeds(
+        [tau(part["value"], part[column]) for _, part in frame.groupby("seed")], frame["value"].nunique()
+    )
+
+
+def _over_seeds(taus: Iterable[float], pairs: int) -> stats.Interval:
+    """`stats.correlations` of the taus that are known; nan throughout where none is."""
+    known, nan = [value for value in taus if not np.isnan(value)], float("nan")
+    return stats.correlations(known, pairs, kind="kendall") if known else stats.Interval(nan, nan, nan, n=0)
 
 
 def tau(a: Sequence[float], b: Sequence[float]) -> float:
-    """Kendall's tau-b; 0 where either has no order: constant, or a value missing."""
-    ordered = all(np.isfinite(v).all() and np.ptp(v) > 0 for v in (np.asarray(a, float), np.asarray(b, float)))
-    return float(scipy_stats.kendalltau(a, b)[0]) if ordered else 0.0
+    """Kendall's tau-b; 0 where either has no order (constant), nan where a value is missing."""
+    values = [np.asarray(v, float) for v in (a, b)]
+    if not all(np.isfinite(v).all() for v in values):
+        return float("nan")
+    return float(scipy_stats.kendalltau(a, b)[0]) if all(np.ptp(v) > 0 for v in values) else 0.0
 
 
 def by_choice(runs: list[Record], choices: Mapping[str, Choice]) -> pd.DataFrame:
     """log UD of every poisoned run by every choice: choice, method, seed, log_ud, test_accuracy (0..1).
 
-    Zeros are raised to `ud.floor`; NaN where a choice leaves the clean run without a learnable layer.
+    Zeros are raised to `ud.floor`; NaN where a choice leaves the clean run with too few learnable layers.
     """
     clean, rows = twins(runs), []
     for name, choice in choices.items():
@@ -103,31 +122,33 @@ def by_choice(runs: list[Record], choices: Mapping[str, Choice]) -> pd.DataFrame
 
 
 def _log(run: Record, twin: Record, choice: Choice) -> float:
-    try:
-        return float(np.log(max(distance(run, twin, choice), ud.floor(_sal(twin, choice), **_options(twin, choice)))))
-    except ud.Uncountable:
-        return float("nan")
+    found = distance(run, twin, choice)
+    return (
+        found if np.isnan(found) else float(np.log(max(found, ud.floor(_sal(twin, choice), **_options(twin, choice)))))
+    )
 
 
 def steadiness(frame: pd.DataFrame, default: str) -> pd.DataFrame:
     """How alike each choice ranks the methods with the default, and with test accuracy; index: choice.
 
-    tau and accuracy_tau: Kendall's tau per seed with t-intervals over the n seeds; tau_of_means: of log UD's mean over
-    seeds with the default's. A choice that does not tell methods apart, or gives one of them no UD, counts as 0. First
-    row, the yardstick: two seeds by the default (mean over the n pairs, which share seeds and so have no interval).
+    tau and accuracy_tau: Kendall's tau per seed with t-intervals over the n seeds in which this choice and the default
+    give every method a UD; tau_of_means: of log UD's mean over these with the default's. A choice that does not tell
+    methods apart counts as 0. First row, the yardstick: two seeds by the default (mean over the n pairs, which share
+    seeds and so have no interval).
     """
     wide = frame.pivot(index=["choice", "seed"], columns="method", values="log_ud")
     accuracy = frame.pivot_table(index="seed", columns="method", values="test_accuracy")
-    base, rows = wide.loc[default], {}
+    base, rows = wide.loc[default].dropna(), {}
     pairs = [tau(base.loc[a], base.loc[b]) for a, b in combinations(base.index, 2)]
     if pairs:
         rows["another seed"] = {"tau": np.mean(pairs), "n": len(pairs)}
     for name in frame["choice"].unique():
-        own = wide.loc[name]
-        rows[name] = {"n": len(own), "tau_of_means": tau(own.mean(), base.mean())}
+        own = wide.loc[name].dropna()
+        own = own.loc[own.index.intersection(base.index)]
+        rows[name] = {"n": len(own), "tau_of_means": tau(own.mean(), base.loc[own.index].mean())}
         for column, other in (("tau", base), ("accuracy_tau", accuracy)):
             taus = [tau(own.loc[s], other.loc[s]) for s in own.index]
-            rows[name] |= stats.correlations(taus, own.shape[1], kind="kendall").columns(column)
+            rows[name] |= _over_seeds(taus, own.shape[1]).columns(column)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("choice")
 
 
@@ -144,10 +165,13 @@ def score_table(runs: list[Record]) -> pd.DataFrame:
 
 
 def agreement(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Kendall's tau of each column with test accuracy over methods, per seed with its t-interval: score, tau, n."""
+    """Kendall's tau of each column with test accuracy over methods, per seed with its t-interval: score, tau, n.
+
+    n: the seeds in which every method has this score.
+    """
     rows = []
     for column in columns:
         taus = [tau(g[column], g["test_accuracy"]) for _, g in frame.groupby("seed")]
-        found = stats.correlations(taus, frame["method"].nunique(), kind="kendall")
+        found = _over_seeds(taus, frame["method"].nunique())
         rows.append({"score": column} | found.columns("tau") | {"n": found.n})
     return pd.DataFrame(rows)
