@@ -8,7 +8,7 @@ import pytest
 from matplotlib import pyplot as plt
 from scipy import stats as scipy_stats
 
-from tests.test_benchmark_tables import frame_of, record
+from tests.test_benchmark_tables import HIGH, LAYERS, LOW, frame_of, record
 from ul.figures import charts
 from ul.tables import claims, comparisons, published
 from ul.tables.rules import FAILS, HOLDS, NOT_TESTED, UNDECIDED
@@ -238,3 +238,34 @@ def test_published_values_belong_to_their_very_condition():
 def test_every_published_defense_lists_the_nine_methods(defense):
     row = published.DEFENDED[defense]
     assert set(row) == set(published.CIFAR10) - {"sep"} and all(0 < v < 1 for v in row.values())
+
+
+# ---- At equal training loss ----------------------------------------------------------------------------------------
+
+
+def ended(method, learnable, seed, loss, trained=60):
+    run = record(method, learnable, 0.5, seed, trained=trained)
+    run["history"]["train_loss"] = [2.0, loss]
+    return run
+
+
+def test_a_poison_is_compared_with_the_clean_run_that_ends_nearest_to_its_loss():
+    runs = [ended("clean", 5, s, 0.4) for s in (0, 1)] + [ended("clean", 2, s, 0.05, trained=150) for s in (0, 1)]
+    runs += [ended("lsp", n, s, 0.05) for s, n in enumerate((1, 3))] + [ended("noise", 5, s, 0.5) for s in (0, 1)]
+    found = comparisons.at_equal_loss(runs).set_index("method")
+    assert list(found.index) == ["lsp", "noise"]
+    assert found["clean_epochs"].to_dict() == {"lsp": "150", "noise": "60"}
+    assert found["clean_loss"].to_dict() == pytest.approx({"lsp": 0.05, "noise": 0.4}) and (found["reached"] == 2).all()
+    step = np.log(HIGH / LOW) / LAYERS  # one layer more above the threshold
+    low, high = scipy_stats.t.interval(0.95, 1, 0, scipy_stats.sem([-step, step]))
+    ends = found.loc["lsp", ["sal_ratio", "sal_ratio_low", "sal_ratio_high"]].astype(float).tolist()
+    assert ends == pytest.approx([1, np.exp(low), np.exp(high)])
+    assert found.loc["noise", "sal_ratio"] == pytest.approx(1)
+
+
+def test_clean_images_that_were_not_trained_long_enough_are_told():
+    runs = [ended("clean", 5, s, 0.2) for s in (0, 1)]
+    runs += [ended("em", 1, s, loss) for s, loss in enumerate((0.02, 0.19))]
+    found = comparisons.at_equal_loss(runs)
+    assert found["reached"].tolist() == [1] and found["n"].tolist() == [2]
+    assert comparisons.at_equal_loss(runs[2:]).empty, "no clean run to compare with"

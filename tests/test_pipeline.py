@@ -225,6 +225,7 @@ def killed(clone: Path, stage: str, log: Path, *, after: float | None) -> None:
     process.wait()
 
 
+@pytest.mark.long
 def test_stage_commands_run_beside_one_another_without_dvc_and_are_committed(ran):
     """The README's recipe for a job array."""
     before, names = contents(ran / "results" / "smoke"), ["rooms-jpeg", "rooms-vit_tiny"]
