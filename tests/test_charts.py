@@ -160,6 +160,8 @@ def test_rankings_have_a_row_a_choice():
     left, right = charts.rankings(values, table).axes
     assert [t.get_text() for t in left.get_yticklabels()] == ["default", "other"] and left.yaxis_inverted()
     assert right.get_xlim() == (-1.05, 1.05)
+    nowhere = charts.rankings(values.assign(ar=np.nan), table)
+    assert [t.get_text() for t in nowhere.legends[0].get_texts()][:2] == ["em", "ar: no UD"]
 
 
 def test_ratios_are_geometric_means_by_epoch_and_by_layer():

@@ -137,12 +137,14 @@ def bumps(ax: Axes, values: "pd.DataFrame", *, label: str) -> Axes:
 def rankings(values: "pd.DataFrame", table: "pd.DataFrame") -> Figure:
     """How choices place methods: one row a choice, by name and in order.
 
-    values: DataFrame with a column a method. table: DataFrame with tau and accuracy_tau and their intervals.
+    values: DataFrame with a column a method, nan where it has no UD. table: DataFrame with tau and accuracy_tau and
+    their intervals.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 0.25 * len(values) + 1.2), sharey=True)
     places = np.arange(len(values))
     for method in values.columns:
-        left.plot(values[method], places, "o", color=colour(method), label=method, markersize=4)
+        label = method if values[method].notna().any() else f"{method}: no UD"
+        left.plot(values[method], places, "o", color=colour(method), label=label, markersize=4)
     left.axvline(0, color="#bbbbbb", linewidth=0.8, zorder=0)
     left.set(xlabel="log UD, mean over seeds", yticks=places, yticklabels=values.index)
     shown = (("tau", "τ with the default's UD", "#000000", -0.15), ("accuracy_tau", "τ with accuracy", "#7f6a4f", 0.15))

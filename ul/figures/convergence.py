@@ -142,7 +142,7 @@ def layers(ax: Axes, table: pd.DataFrame) -> Axes:
             **look,
         )
     ax.axhline(FDR, color="#bbbbbb", linewidth=0.8, linestyle=":", zorder=0)
-    ax.set(xticks=range(len(names)), ylabel="share of parameters that differ", ylim=(-0.03, 1.03))
+    ax.set(xticks=range(len(names)), xlabel="layer", ylabel="share of parameters that differ", ylim=(-0.03, 1.03))
     ax.set_xticklabels(names, rotation=30, ha="right", rotation_mode="anchor")
     return ax
 
