@@ -157,7 +157,7 @@ def test_sets_have_one_size_and_the_random_one_keeps_the_layers():
 
 
 def test_batch_statistics_are_taken_anew_for_moved_weights():
-    chosen = convergence.planned(CONFIG | {"architecture": "resnet8", "limit": 400, "epochs": 8, "points": 1})
+    chosen = convergence.planned(CONFIG | {"architecture": "resnet8", "limit": 400, "epochs": 16, "points": 1})
     given = convergence.sets(chosen)
     run = paths.follow(chosen[0], given["clean"])
     accuracy, weights = run["epochs"][-1]["test_accuracy"], torch.from_numpy(run["arrays"]["weights"][-1])
