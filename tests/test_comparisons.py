@@ -251,11 +251,12 @@ def ended(method, learnable, seed, loss, trained=60):
 
 def test_a_poison_is_compared_with_the_clean_run_that_ends_nearest_to_its_loss():
     runs = [ended("clean", 5, s, 0.4) for s in (0, 1)] + [ended("clean", 2, s, 0.05, trained=150) for s in (0, 1)]
-    runs += [ended("lsp", n, s, 0.05) for s, n in enumerate((1, 3))] + [ended("noise", 5, s, 0.5) for s in (0, 1)]
+    runs += [ended("lsp", n, s, 0.05) for s, n in enumerate((1, 3))] + [ended("noise", 5, s, 0.45) for s in (0, 1)]
     found = comparisons.at_equal_loss(runs).set_index("method")
     assert list(found.index) == ["lsp", "noise"]
     assert found["clean_epochs"].to_dict() == {"lsp": "150", "noise": "60"}
-    assert found["clean_loss"].to_dict() == pytest.approx({"lsp": 0.05, "noise": 0.4}) and (found["reached"] == 2).all()
+    assert found["clean_loss"].to_dict() == pytest.approx({"lsp": 0.05, "noise": 0.4})
+    assert (found["n"] == 2).all() and (found["seeds"] == 2).all()
     step = np.log(HIGH / LOW) / LAYERS  # one layer more above the threshold
     low, high = scipy_stats.t.interval(0.95, 1, 0, scipy_stats.sem([-step, step]))
     ends = found.loc["lsp", ["sal_ratio", "sal_ratio_low", "sal_ratio_high"]].astype(float).tolist()
@@ -263,9 +264,14 @@ def test_a_poison_is_compared_with_the_clean_run_that_ends_nearest_to_its_loss()
     assert found.loc["noise", "sal_ratio"] == pytest.approx(1)
 
 
-def test_clean_images_that_were_not_trained_long_enough_are_told():
-    runs = [ended("clean", 5, s, 0.2) for s in (0, 1)]
-    runs += [ended("em", 1, s, loss) for s, loss in enumerate((0.02, 0.19))]
+@pytest.mark.parametrize("loss", [0.02, 0.9])
+def test_losses_that_are_not_equal_are_not_compared(loss):
+    """Clean images that ended higher, and lower: SAL would be compared at two heights of the loss."""
+    runs = [ended("clean", 5, s, 0.2) for s in (0, 1)] + [ended("em", 1, 0, loss), ended("em", 3, 1, 0.19)]
     found = comparisons.at_equal_loss(runs)
-    assert found["reached"].tolist() == [1] and found["n"].tolist() == [2]
+    assert found["n"].tolist() == [1] and found["seeds"].tolist() == [2]
+    assert found["sal_ratio"].tolist() == pytest.approx([(LOW / HIGH) ** (2 / LAYERS)])
+    assert found["sal_ratio_low"].isna().all(), "one seed has no interval"
+    none = comparisons.at_equal_loss(runs[:3])
+    assert none["n"].tolist() == [0] and none["sal_ratio"].isna().all()
     assert comparisons.at_equal_loss(runs[2:]).empty, "no clean run to compare with"

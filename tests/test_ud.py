@@ -168,3 +168,12 @@ def test_only_epochs_in_the_window_count():
 def test_unknown_rules_list_the_known_ones():
     with pytest.raises(ValueError, match=r"unknown threshold rule 'median'; choose from kmeans, kmeans3, otsu"):
         ud.threshold(CLEAN, "median")
+
+
+def test_counts_follow_the_window_and_the_rule():
+    clean, run = [[1, 1, 1, 9], [1, 1, 9, 9], [1, 9, 9, 9]], [[1, 1, 1, 1], [9, 9, 9, 9], [1, 1, 9, 9]]
+    assert ud.counts(run, clean) == (0 + 4 + 2, 1 + 2 + 3, 12)
+    assert ud.counts(run, clean, window=slice(1, None)) == (4 + 2, 2 + 3, 8)
+    assert ud.counts(run, clean, rule="p75", window=slice(0, 1)) == (0, 1, 4)
+    with pytest.raises(ValueError, match="not empty"):
+        ud.counts(run, clean, window=slice(3, None))

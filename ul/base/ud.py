@@ -123,14 +123,21 @@ def distance(
 FEWEST = 0.2  # of a clean run's layers and epochs must count as learnable: by fewer, UD is a ratio of accidents
 
 
-def counts(run: ArrayLike, clean: ArrayLike, *, beta: float | None = None) -> tuple[int, int, int]:
+def counts(
+    run: ArrayLike,
+    clean: ArrayLike,
+    *,
+    beta: float | None = None,
+    rule: str = "kmeans",
+    window: slice = slice(None),
+) -> tuple[int, int, int]:
     """(learnable layers of `run`, of its clean twin, of all that there are), each summed over the probed epochs.
 
-    beta: as for `distance`. UD in layers is the first over the second; it says nothing where the second is less than
-    FEWEST of the third.
+    Options and errors as for `distance`. UD in layers is the first over the second; it says nothing where the second is
+    less than FEWEST of the third.
     """
-    run, clean = _checked(run, "run"), _checked(clean, "clean run")
-    beta = threshold(clean) if beta is None else beta
+    run, clean = _checked(run, "run")[window], _checked(clean, "clean run")[window]
+    beta = threshold(clean, rule) if beta is None else beta
     own, base = (int(learnable(sal, beta).sum()) for sal in (run, clean))
     return own, base, clean.size
 

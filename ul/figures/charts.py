@@ -76,16 +76,23 @@ def heat_maps(
 
 
 def intervals(
-    ax: Axes, frame: "pd.DataFrame", column: str, *, label: str, ratio: bool = False, zeros: str | None = None
+    ax: Axes,
+    frame: "pd.DataFrame",
+    column: str,
+    *,
+    label: str,
+    ratio: bool = False,
+    zeros: str | None = None,
+    unknown: str = "too few layers",
 ) -> Axes:
     """One point with its 95 % interval for each row of a summary table (columns column, column_low, column_high).
 
-    ratio: on a logarithmic axis with a line at 1, where a 0 and a value that is not known are words. zeros: a column
-    that counts the zeros in a mean, which is said instead of an interval.
+    ratio: on a logarithmic axis with a line at 1, where a 0 is a word, and a value that is not known is `unknown`.
+    zeros: a column that counts the zeros in a mean, which is said instead of an interval.
     """
     for place, (_, row) in enumerate(frame[::-1].iterrows()):
         if ratio and not row[column] > 0:
-            word = "0" if row[column] == 0 else "too few layers"
+            word = "0" if row[column] == 0 else unknown
             ax.text(0.02, place, word, transform=ax.get_yaxis_transform(), va="center", color=colour(row["method"]))
             continue
         span = np.abs([[row[column] - row[f"{column}_low"]], [row[f"{column}_high"] - row[column]]])

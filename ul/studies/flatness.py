@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ..base import ud
 from ..base.errors import InputError, Record, choose
 from ..base.names import CLEAN
 from ..sharpness.scores import RADIUS
@@ -32,16 +31,11 @@ def measure(runs: Sequence[Run], given: Mapping[str, PathSets], **options: Any) 
     """Train each run by SGD (radius 0) and by SAM, and measure both kinds of flatness: a row a network.
 
     Keys method, seed, sam, test_accuracy (0..1); on the run's own training images and on the same ones unpoisoned
-    loss (nats), sharpness (nats), curvature (top eigenvalue of the Hessian); sal: the layers' mean on own images
-    (nats); ud: layers above the threshold of the clean SGD run of that seed over that run's, at the last epoch.
+    loss (nats), sharpness (nats), curvature (top eigenvalue of the Hessian); layers: SAL of each on own images (nats),
+    and sal, their mean.
     """
     work = [_job(run, given, radius) for run in runs for radius in RADII]
-    found = executor.run_all(work, f"{runs[0].images.dataset} flatness", len(work), **options)
-    layers = {(row["method"], row["seed"], row["sam"]): row.pop("layers") for row in found}
-    for row in found:
-        clean = layers[CLEAN, row["seed"], RADII[0]]
-        row["ud"] = ud.distance([layers[row["method"], row["seed"], row["sam"]]], [clean])
-    return found
+    return executor.run_all(work, f"{runs[0].images.dataset} flatness", len(work), **options)
 
 
 def _job(run: Run, given: Mapping[str, PathSets], radius: float) -> Job:

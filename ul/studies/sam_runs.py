@@ -14,7 +14,7 @@ from .victims import sal_subset
 
 
 def measured(run: Run, own: PathSets, clean: PathSets, radius: float) -> Record:
-    """One row of `flatness.measure`, with SAL of the layers under `layers` instead of ud."""
+    """One row of `flatness.measure`."""
     where, target = device(), run.images.target
     model = paths.network(run, own)
     victim.fit(

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from ..base import stats, ud
 from ..base.errors import InputError, Record
@@ -62,10 +63,16 @@ def _distances(run: Record, twin: Record, own: Record | None) -> dict[str, float
     return found | {"ud_own": float("nan") if own is None else distance(sal, sal_matrix(own))}
 
 
-def distance(sal: np.ndarray, clean: np.ndarray, **options: Any) -> float:
-    """UD; nan where the clean run counts too few layers."""
-    _, base, possible = ud.counts(sal, clean)
-    return ud.distance(sal, clean, **options) if ud.countable(base, possible) else float("nan")
+def distance(sal: ArrayLike, clean: ArrayLike, *, weights: ArrayLike | None = None, **choice: Any) -> float:
+    """UD; nan where the clean run counts too few layers (`ud.countable`), or where the rule finds no threshold.
+
+    weights, choice: options of `ud.distance`.
+    """
+    try:
+        _, base, possible = ud.counts(sal, clean, **choice)
+    except ud.Uncountable:
+        return float("nan")
+    return ud.distance(sal, clean, weights=weights, **choice) if ud.countable(base, possible) else float("nan")
 
 
 def _pooled(clean: dict[tuple[Any, ...], Record]) -> dict[tuple[str, str, int], tuple[float, float]]:

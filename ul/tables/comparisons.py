@@ -134,20 +134,19 @@ def sal_by_epoch(runs: list[Record]) -> pd.DataFrame:
     )
 
 
-REACHED = 1.25  # times a poison's training loss at most: then a clean run has come as low
-EQUAL_LOSS = ["dataset", "architecture", "defense", "epochs", "method", "n", "train_loss", "clean_epochs", "clean_loss"]
-EQUAL_LOSS += ["reached", "sal_ratio", "sal_ratio_low", "sal_ratio_high"]
+EQUAL = 1.25  # the larger of two training losses over the smaller, at most
+EQUAL_LOSS = ["dataset", "architecture", "defense", "epochs", "method", "n", "seeds", "train_loss", "clean_epochs"]
+EQUAL_LOSS += ["clean_loss", "sal_ratio", "sal_ratio_low", "sal_ratio_high"]
 
 
 def at_equal_loss(runs: list[Record]) -> pd.DataFrame:
     """SAL of each poison and of noise over that of clean images fitted as closely: is low SAL more than a low loss?
 
     Both at the end of training. A run is compared with the clean run of its data set, architecture, defense and seed
-    whose training loss is nearest to its own, of all lengths of training among `runs`. One row a block and method: n,
-    train_loss and clean_loss (nats, geometric means), clean_epochs (of the clean runs compared with), reached (in how
-    many of the n the clean loss is at most REACHED times the run's: in the others clean images were not trained long
-    enough for the comparison), sal_ratio: geometric mean over layers, with its interval over seeds. Empty without clean
-    runs.
+    whose training loss is nearest to its own, of all lengths of training among `runs`, where the two losses are equal
+    within the factor EQUAL. One row a block and method: n (of so many `seeds` that is so), train_loss and clean_loss
+    (nats, geometric means over all seeds), clean_epochs (of the nearest clean runs), sal_ratio: geometric mean over
+    layers and these n seeds, with its interval; nan where n is 0. Empty without clean runs.
     """
     clean: dict[tuple[Any, ...], list[Record]] = {}
     for run in run_records.of(runs, method=CLEAN):
@@ -160,18 +159,17 @@ def at_equal_loss(runs: list[Record]) -> pd.DataFrame:
         nearest = min(candidates, key=lambda twin: abs(_end_loss(twin) - _end_loss(run)))
         epochs = nearest["config"]["recipe"]["epochs"]
         logs = [np.log(run_records.sal_matrix(r)[-1] + benchmark.TINY).mean() for r in (run, nearest)]
-        values = {"train_loss": _end_loss(run), "clean_loss": _end_loss(nearest), "ratio": logs[0] - logs[1]}
-        rows.append([*run_records.key(run)[:5], epochs, *values.values()])
-    found = pd.DataFrame(rows, columns=[*EQUAL_LOSS[:5], "clean_epochs", "train_loss", "clean_loss", "ratio"])
+        rows.append([*run_records.key(run)[:5], _end_loss(run), epochs, _end_loss(nearest), logs[0] - logs[1]])
+    found = pd.DataFrame(rows, columns=[*EQUAL_LOSS[:5], "train_loss", "clean_epochs", "clean_loss", "ratio"])
     return pd.DataFrame(
         [_at_equal_loss(place, part) for place, part in found.groupby(EQUAL_LOSS[:5], sort=False)], columns=EQUAL_LOSS
     )
 
 
 def _at_equal_loss(place: tuple[Any, ...], part: pd.DataFrame) -> dict[str, Any]:
-    near = part["clean_loss"] <= part["train_loss"] + np.log(REACHED)
-    interval = stats.turned(stats.student(part["ratio"]), np.exp)
-    row = dict(zip(EQUAL_LOSS[:5], place, strict=True)) | {"n": len(part), "reached": int(near.sum())}
+    equal = (part["clean_loss"] - part["train_loss"]).abs() <= np.log(EQUAL)
+    interval = benchmark.of_ratios(np.exp(part.loc[equal, "ratio"]))
+    row = dict(zip(EQUAL_LOSS[:5], place, strict=True)) | {"n": interval.n, "seeds": len(part)}
     row |= {name: float(np.exp(part[name].mean())) for name in ("train_loss", "clean_loss")}
     return row | {"clean_epochs": benchmark.span(part["clean_epochs"])} | interval.columns("sal_ratio")
 

@@ -204,7 +204,10 @@ def _view(record: Record) -> View:
 
 
 def flat(found: Record) -> pd.DataFrame:
-    """`flatness.measure` over seeds: means with t-intervals, a row a method and radius of SAM."""
-    return benchmark.over_seeds(
-        pd.DataFrame(found["flat"])[FLAT].drop(columns="seed"), ["method", "sam"], ["test_accuracy"]
-    )
+    """`flatness.measure` over seeds: means with t-intervals, a row a method and radius of SAM.
+
+    ud: in layers, at the last epoch, against the clean SGD run of the seed.
+    """
+    clean = {row["seed"]: row["layers"] for row in found["flat"] if row["method"] == CLEAN and row["sam"] == 0}
+    rows = [row | {"ud": benchmark.distance([row["layers"]], [clean[row["seed"]]])} for row in found["flat"]]
+    return benchmark.over_seeds(pd.DataFrame(rows)[FLAT].drop(columns="seed"), ["method", "sam"], ["test_accuracy"])

@@ -12,7 +12,7 @@ from scipy import stats as scipy_stats
 from ..base import stats, ud
 from ..base.errors import Record
 from ..base.names import CLEAN
-from . import run_records
+from . import benchmark, run_records
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,8 @@ def probes(run: Record, way: str | None) -> list[Record]:
 
 
 def distance(run: Record, twin: Record, choice: Choice = Choice()) -> float:
-    """UD of a run against its clean twin by one choice; nan where the twin counts too few layers (`ud.countable`)."""
-    clean, own = _sal(twin, choice), _sal(run, choice)
-    return ud.distance(own, clean, **_options(twin, choice)) if _countable(clean, choice) else float("nan")
-
-
-def _countable(clean: np.ndarray, choice: Choice) -> bool:
-    """Whether a clean run has enough learnable layers by one choice; none where its rule finds no threshold."""
-    kept = clean[choice.first :]
-    try:
-        return ud.countable(ud.learnable(kept, ud.threshold(kept, choice.rule)).sum(), kept.size)
-    except ud.Uncountable:
-        return False
+    """`benchmark.distance` of a run from its clean twin by one choice."""
+    return benchmark.distance(_sal(run, choice), _sal(twin, choice), **_options(twin, choice))
 
 
 def _sal(run: Record, choice: Choice) -> np.ndarray:
@@ -88,9 +78,8 @@ def trend(frame: pd.DataFrame, column: str) -> stats.Interval:
 
     A constant column has no order; it counts as 0.
     """
-    return _over_seeds(
-        [tau(part["value"], part[column]) for _, part in frame.groupby("seed")], frame["value"].nunique()
-    )
+    taus = [tau(part["value"], part[column]) for _, part in frame.groupby("seed")]
+    return _over_seeds(taus, frame["value"].nunique())
 
 
 def _over_seeds(taus: Iterable[float], pairs: int) -> stats.Interval:
@@ -123,9 +112,9 @@ def by_choice(runs: list[Record], choices: Mapping[str, Choice]) -> pd.DataFrame
 
 def _log(run: Record, twin: Record, choice: Choice) -> float:
     found = distance(run, twin, choice)
-    return (
-        found if np.isnan(found) else float(np.log(max(found, ud.floor(_sal(twin, choice), **_options(twin, choice)))))
-    )
+    if np.isnan(found):
+        return found
+    return float(np.log(max(found, ud.floor(_sal(twin, choice), **_options(twin, choice)))))
 
 
 def steadiness(frame: pd.DataFrame, default: str) -> pd.DataFrame:
