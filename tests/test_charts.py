@@ -112,6 +112,15 @@ def test_intervals_draw_first_rows_on_top_with_their_n():
     assert ends == pytest.approx([1.2, 2.0])
 
 
+def test_what_is_not_known_is_a_word_inside_the_axes():
+    _, ax = plt.subplots()
+    rows = frame().assign(ud=[0.1, np.nan, np.nan])
+    charts.intervals(ax, rows, "ud", label="UD", ratio=True, unknown="nothing to compare with")
+    assert {text.get_text() for text in ax.texts} == {"nothing to compare with"} and len(ax.containers) == 1
+    low, high = ax.get_ylim()
+    assert all(low < text.get_position()[1] < high for text in ax.texts) and len(ax.texts) == 2
+
+
 def test_a_mean_of_some_zeros_says_so():
     _, ax = plt.subplots()
     charts.intervals(ax, frame().assign(zeros=[2, 0, 0]), "ud", label="UD", ratio=True, zeros="zeros")

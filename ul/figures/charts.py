@@ -101,9 +101,8 @@ def intervals(
             ax.annotate(
                 f"{row[zeros]} zeros in it", (row[column], place), xytext=(5, 4), textcoords="offset points", fontsize=7
             )
-    ax.set(
-        yticks=range(len(frame)), yticklabels=[f"{m} (n={n})" for m, n in zip(frame.method, frame.n, strict=True)][::-1]
-    )
+    named = [f"{m} (n={n})" for m, n in zip(frame.method, frame.n, strict=True)]
+    ax.set(yticks=range(len(frame)), yticklabels=named[::-1], ylim=(-0.5, len(frame) - 0.5))  # words move no limit
     if ratio:
         ax.axvline(1, color="#bbbbbb", linewidth=0.8, zorder=0)
         ax.set_xscale("log")
