@@ -39,9 +39,9 @@ def test_head_and_tail_of_every_layer_of_a_deep_network(name):
 
 def cut_at(name: str, layers: list[str]) -> None:
     model, images = used(name)
-    traced = cut.traced(model, images)
+    cuts = cut.Cuts()
     for layer in layers:
-        head, tail = cut.cut(model, traced, layer, images[:1])
+        head, tail = cuts.at(model, layer, images[:1])
         inputs, weight = head(images), model.get_submodule(layer).weight
         torch.testing.assert_close(tail(*inputs), model(images), rtol=1e-4, atol=1e-4)
         kept = weight.clone()
@@ -65,9 +65,8 @@ class Positioned(nn.Module):
 @pytest.mark.parametrize("layer", ["first", "second"])
 def test_bare_parameters_are_on_their_side_of_the_cut(layer):
     model, images = Positioned().eval().requires_grad_(False), torch.randn(4, 5)
-    traced = cut.traced(model, images)
-    assert traced is not None
-    head, tail = cut.cut(model, traced, layer, images[:1])
+    assert cut.traced(model, images) is not None
+    head, tail = cut.Cuts().at(model, layer, images[:1])
     inputs = head(images)
     model.get_submodule(layer).weight.mul_(1.5)
     torch.testing.assert_close(tail(*inputs), model(images))
@@ -80,7 +79,7 @@ def test_bare_parameters_are_on_their_side_of_the_cut(layer):
 def test_the_tail_has_no_layer_that_is_not_reached_and_one_norm(layer, convolutions, norms):
     """Those after the layer's block, in it only what follows; every norm but the probed layer's own is folded."""
     model, images = used()
-    _, tail = cut.cut(model, cut.traced(model, images), layer, images[:1])
+    _, tail = cut.Cuts().at(model, layer, images[:1])
     found = {part.target for part in tail.graph.nodes if part.op == "call_module"}
     found = [tail.get_submodule(name) for name in found]
     assert sum(isinstance(m, nn.Conv2d) for m in found) == convolutions
@@ -91,9 +90,33 @@ def test_the_networks_own_modules_stay_as_they_were():
     model, images = used()
     before, inside = model(images), list(model.modules())
     for layer in classifiers.probed_layers(model):
-        cut.cut(model, cut.traced(model, images), layer, images[:1])
+        cut.Cuts().at(model, layer, images[:1])
     assert torch.equal(model(images), before)
     assert all(a is b for a, b in zip(inside, model.modules(), strict=True))
+
+
+def test_kept_cuts_are_those_of_todays_weights_to_the_bit():
+    """A network is probed, trained on, and probed again."""
+    model, images = used()
+    cuts, layers = cut.Cuts(), classifiers.probed_layers(model)
+    for layer in layers:
+        cuts.at(model, layer, images[:1])
+    model.train()
+    for p in model.parameters():
+        p.mul_(1.1).add_(0.01)
+    model(1 - images)  # other statistics
+    model.eval()
+    for layer in layers:
+        (head, tail), (fresh, wanted) = cuts.at(model, layer, images[:1]), cut.Cuts().at(model, layer, images[:1])
+        assert torch.equal(tail(*head(images)), wanted(*fresh(images)))
+
+
+def test_cuts_of_another_network_are_made_anew():
+    (model, images), (other, _) = used(), used("lenet5")
+    cuts = cut.Cuts()
+    cuts.at(model, "fc", images[:1])
+    head, tail = cuts.at(other, "fc3", images[:1])
+    torch.testing.assert_close(tail(*head(images)), other(images))
 
 
 class Shared(nn.Module):
@@ -115,7 +138,7 @@ def test_a_layer_that_is_called_twice(layer):
     model = Shared().eval().requires_grad_(False)
     model.norm.running_var.fill_(0.3)
     images = torch.rand((2, 3, 16, 16))
-    head, tail = cut.cut(model, cut.traced(model, images), layer, images[:1])
+    head, tail = cut.Cuts().at(model, layer, images[:1])
     inputs = head(images)
     model.get_submodule(layer).weight.mul_(2)
     torch.testing.assert_close(tail(*inputs), model(images), rtol=1e-4, atol=1e-4)
@@ -123,7 +146,7 @@ def test_a_layer_that_is_called_twice(layer):
 
 def test_a_layer_that_is_never_called_leaves_the_network_whole(log):
     model, images = Shared().eval(), torch.rand((2, 3, 16, 16))
-    _, tail = cut.cut(model, cut.traced(model, images), "unused", images)
+    _, tail = cut.Cuts().at(model, "unused", images)
     assert tail is model
     assert log.read_text() == "SAL takes the whole network for unused, which is not called as a module\n"
 
@@ -146,13 +169,13 @@ class Twice(nn.Module):
 def test_parts_that_compute_something_else_are_given_up(layer, log):
     model, images = Twice().eval().requires_grad_(False), torch.rand((2, 3, 8, 8))
     model.norms[0].running_var.fill_(0.1)
-    _, tail = cut.cut(model, cut.traced(model, images), layer, images)
+    _, tail = cut.Cuts().at(model, layer, images)
     kept = model.get_submodule(layer).weight.clone()
     if tail is model:
         assert f"SAL takes the whole network for {layer}: its parts compute something else" in log.read_text()
     assert torch.equal(model.get_submodule(layer).weight, kept)
     model.get_submodule(layer).weight.mul_(1.5)
-    head, tail = cut.cut(model, cut.traced(model, images), layer, images)
+    head, tail = cut.Cuts().at(model, layer, images)
     torch.testing.assert_close(tail(*head(images)), model(images))
 
 
@@ -197,8 +220,9 @@ def log(tmp_path, monkeypatch):
 )
 def test_what_cannot_be_traced_stays_whole_and_the_log_says_so(model, line, log):
     x = torch.ones(1, 2)
-    assert cut.traced(model, x) is None
-    head, tail = cut.cut(model, None, "fc", x)
+    cuts = cut.Cuts()
+    for _ in range(2):  # said once
+        head, tail = cuts.at(model, "fc", x)
     assert tail is model and head(x)[0] is x
     said = log.read_text().splitlines()
     assert len(said) == 1 and re.fullmatch(f"SAL takes the whole network for every layer: {line}", said[0])

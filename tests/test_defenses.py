@@ -234,7 +234,7 @@ def test_ueraser_max_takes_the_worst_of_five_draws_image_by_image():
 def test_ueraser_is_the_worst_case_early_and_one_draw_later():
     early, late = (defenses.make("ueraser").at(progress) for progress in (0.0, 0.5))
     assert early is defenses.make("ueraser_max").batch and late is defenses.make("ueraser_lite").batch
-    assert defenses.make("ueraser_max").at(0.99) is early and defenses.make("none").at(0.99) is defenses._as_is
+    assert defenses.make("ueraser_max").at(0.99) is early and defenses.make("none").at(0.99) is defenses.as_is
 
 
 def test_adversarial_images_raise_the_loss_within_the_radius():

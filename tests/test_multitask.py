@@ -16,7 +16,7 @@ from ul.sharpness import by_task
 from ul.tables import cross_task as cross_tables
 from ul.tasks import definitions
 from ul.tasks.definitions import Labelled
-from ul.training import multitask, weighting
+from ul.training import multitask, victim, weighting
 from ul.training.multitask import Recipe
 
 CPU = torch.device("cpu")
@@ -121,7 +121,8 @@ def test_crops_move_images_and_labels_together():
     red = data.images[:, :1].float() / 255
     data.labels["edge_texture"] = torch.cat([red, torch.ones_like(red)], 1)
     stacked, classes = multitask._stack(data, NAMES, CPU)
-    x, y = multitask._batch(stacked, classes, rows, data, NAMES, 3, torch.Generator().manual_seed(0))
+    crops = victim.Crops(3, *torch.randint(0, 7, (2, len(rows), 1), generator=torch.Generator().manual_seed(0)), None)
+    x, y = multitask._batch(stacked, classes, rows, crops, data, NAMES)
     assert torch.equal(x[:, :1], y["edge_texture"][:, :1]) and not torch.equal(x[:, :1], red[:16])
     valid = y["edge_texture"][:, 1]
     assert 0 < (valid == 0).float().mean() < 0.6 and (x[:, 0][valid == 0] == 0).all()  # from outside the picture

@@ -57,6 +57,23 @@ def test_augment_is_a_crop_and_a_flip_of_each_image(pad, height, width, flip):
     assert not flip or 8 < sum(mirrored) < 32
 
 
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("crop", [False, True])
+def test_an_epochs_draws_shipped_together_are_those_drawn_batch_by_batch(flip, crop):
+    def drawn():
+        return victim.draws(23, 5, pad=2, flip=flip, crop=crop, rng=Generator().manual_seed(3))
+
+    one, other = [*drawn()], victim.shipped(drawn(), torch.device("cpu"))
+    assert [len(index) for index, _ in one] == [5, 5, 5, 5, 3] and len(other) == 5
+    assert torch.equal(torch.cat([index for index, _ in one]).sort().values, torch.arange(23))
+    for (a, before), (b, after) in zip(one, other, strict=True):
+        assert torch.equal(a, b) and (before is None) == (after is None) == (not crop)
+        if before is not None:
+            assert before.pad == after.pad == 2 and torch.equal(before.top, after.top)
+            assert torch.equal(before.left, after.left) and (before.mirrored is None) == (not flip)
+            assert not flip or torch.equal(before.mirrored, after.mirrored)
+
+
 def test_every_shift_and_both_directions_occur():
     marked = torch.zeros(600, 1, 7, 7, dtype=torch.uint8)
     marked[:, :, 3, 3] = 255

@@ -28,6 +28,26 @@ def machine(where: torch.device) -> dict[str, str | int]:
 
 
 @contextmanager
+def deterministic(device: torch.device | str) -> Iterator[None]:
+    """On a GPU the same sums in the same order inside, call by call; where torch has no such kernel it warns.
+
+    Needs `arithmetic.GPU` in the environment before CUDA starts.
+    """
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    wanted, mild = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn, searched = torch.backends.cudnn, torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    cudnn.benchmark = False  # it would take another algorithm wherever another is faster today
+    try:
+        yield
+    finally:
+        cudnn.benchmark = searched
+        torch.use_deterministic_algorithms(wanted, warn_only=mild)
+
+
+@contextmanager
 def one_thread(device: torch.device | str) -> Iterator[None]:
     """On the CPU one thread inside, of torch and of BLAS below numpy and scikit-learn.
 

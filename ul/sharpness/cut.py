@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 
 from ..base import records
 
@@ -14,6 +14,75 @@ SAME = 1e-5  # of the largest output: what rounding may add
 NEAR = 1e-3  # of the largest output: what folding batch norms may add in a deep network
 MOVED = 0.5  # of a weight's length: how far it is moved to compare parts with the network
 Parts = tuple[Callable[[Tensor], tuple[Any, ...]], nn.Module]  # head and tail of a network
+Fold = tuple[nn.Conv2d, nn.Conv2d, nn.BatchNorm2d]  # a convolution that stands for the other two
+
+
+class Cuts:
+    """The graph of one network and its parts at every layer: made at the first call, brought up to date at later ones.
+
+    Between calls its weights and statistics may change, not its modules (the network is compared again each time).
+    """
+
+    def __init__(self) -> None:
+        self.model: nn.Module | None = None
+        self.graph: fx.GraphModule | None = None
+        self.made: dict[str, tuple[Parts, list[Fold]] | None] = {}
+
+    def at(self, model: nn.Module, layer: str, images: Tensor) -> Parts:
+        """(head, tail) with tail(*head(x)) = model(x); what `layer` does not reach is in the head, and only there.
+
+        layer: a name in model.named_modules(). The tail holds the layer itself and frozen copies of the rest of what it
+        reaches, each batch norm folded into the convolution before it, so it is right as long as only that layer
+        changes. It is compared with the whole network on `images`, with the weight as it is and moved at random; where
+        they differ (the weight is read elsewhere as well, a hook changes what is folded), where the layer is never
+        called as a module, and without a graph the head is the identity and the tail the whole model, with a line in
+        the log.
+        """
+        if model is not self.model:
+            self.model, self.graph, self.made = model, traced(model, images), {}
+        if self.graph is None:
+            return _whole(model)
+        if layer not in self.made:
+            self.made[layer] = _parts(model, self.graph, layer)
+        found = self.made[layer]
+        if found is None:
+            return _whole(model)
+        parts, folds = found
+        try:
+            for fold in folds:
+                _refold(*fold)
+            far = _apart(parts, model, cast(Tensor, model.get_submodule(layer).weight), images)
+        except Exception as error:  # parts of a network that does what a graph cannot hold
+            records.note(f"SAL takes the whole network for {layer}: its parts do not run ({records.reason(error)})")
+            return _whole(model)
+        if not far <= NEAR:  # NaN among them
+            records.note(f"SAL takes the whole network for {layer}: its parts compute something else (by {far:.2g})")
+            return _whole(model)
+        return parts
+
+
+def _whole(model: nn.Module) -> Parts:
+    return (lambda x: (x,)), model
+
+
+def _parts(model: nn.Module, graph: fx.GraphModule, layer: str) -> tuple[Parts, list[Fold]] | None:
+    probed = model.get_submodule(layer)
+    reached = _reached(graph, probed)
+    if not reached:
+        records.note(f"SAL takes the whole network for {layer}, which is not called as a module")
+        return None
+    parts = split_module(graph, model, lambda node: int(node in reached), keep_original_order=True)
+    tail, folds = _folded(cast(fx.GraphModule, parts.submod_1), probed)
+    return (_until(parts, "submod_1"), tail), folds
+
+
+def _refold(fused: nn.Conv2d, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    """The values of today's convolution and batch norm into the one that stands for both."""
+    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias)
+    with torch.no_grad():
+        fused.weight.copy_(weight)
+        cast(Tensor, fused.bias).copy_(bias)
 
 
 def traced(model: nn.Module, images: Tensor) -> fx.GraphModule | None:
@@ -35,36 +104,6 @@ def traced(model: nn.Module, images: Tensor) -> fx.GraphModule | None:
         records.note(f"SAL takes the whole network for every layer: its graph computes something else (by {far:.2g})")
         return None
     return graph
-
-
-def cut(model: nn.Module, graph: fx.GraphModule | None, layer: str, images: Tensor) -> Parts:
-    """(head, tail) with tail(*head(x)) = model(x); what `layer` does not reach is in the head, and only there.
-
-    layer: a name in model.named_modules(). The tail holds the layer itself and frozen copies of the rest of what it
-    reaches, each batch norm folded into the convolution before it, so it is right as long as only that layer changes.
-    It is compared with the whole network on `images`, with the weight as it is and moved at random; where they differ
-    (the weight is read elsewhere as well, a hook changes what is folded), where the layer is never called as a module,
-    and without a graph the head is the identity and the tail the whole model, with a line in the log.
-    """
-    whole: Parts = (lambda x: (x,), model)
-    if graph is None:
-        return whole
-    probed = model.get_submodule(layer)
-    reached = _reached(graph, probed)
-    if not reached:
-        records.note(f"SAL takes the whole network for {layer}, which is not called as a module")
-        return whole
-    parts = split_module(graph, model, lambda node: int(node in reached), keep_original_order=True)
-    found: Parts = (_until(parts, "submod_1"), _folded(cast(fx.GraphModule, parts.submod_1), probed))
-    try:
-        far = _apart(found, model, cast(Tensor, probed.weight), images)
-    except Exception as error:  # parts of a network that does what a graph cannot hold
-        records.note(f"SAL takes the whole network for {layer}: its parts do not run ({records.reason(error)})")
-        return whole
-    if not far <= NEAR:  # NaN among them
-        records.note(f"SAL takes the whole network for {layer}: its parts compute something else (by {far:.2g})")
-        return whole
-    return found
 
 
 def _apart(parts: Parts, model: nn.Module, weight: Tensor, images: Tensor) -> float:
@@ -111,19 +150,21 @@ def _until(parts: fx.GraphModule, last: str) -> fx.GraphModule:
     return parts
 
 
-def _folded(tail: fx.GraphModule, probed: nn.Module) -> fx.GraphModule:
-    """`tail` with every batch norm folded into the convolution before it, but for the probed one's."""
-    modules = dict(tail.named_modules())
+def _folded(tail: fx.GraphModule, probed: nn.Module) -> tuple[fx.GraphModule, list[Fold]]:
+    """`tail` with every batch norm folded into the convolution before it, but for the probed one's; what was folded."""
+    modules, folds = dict(tail.named_modules()), []
     for node in list(tail.graph.nodes):
         pair = _pair(node, modules)
         if pair and pair[0] is not probed:
             conv, norm = pair
             before = node.args[0]
-            tail.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
+            fused = fuse_conv_bn_eval(conv, norm)
+            folds.append((fused, conv, norm))
+            tail.set_submodule(before.target, fused)
             node.replace_all_uses_with(before)
             tail.graph.erase_node(node)
     tail.recompile()
-    return tail
+    return tail, folds
 
 
 def _pair(node: fx.Node, modules: dict[Any, nn.Module]) -> tuple[nn.Conv2d, nn.BatchNorm2d] | None:

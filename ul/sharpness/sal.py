@@ -25,6 +25,7 @@ from .search import Ball, Found, both_sides, search, starts
 Loss = Callable[[Tensor, Tensor], Tensor]
 NORMS = ("l2", "linf")
 PRECISIONS = ("float32", "tf32", "bfloat16")
+USUAL = {"cuda": "tf32"}  # precision of the steps by kind of device; float32 elsewhere
 HOOKS = (WeightNorm, SpectralNorm)  # parametrisations of before `torch.nn.utils.parametrize`
 FEW = 8  # images on which two calls are compared
 
@@ -77,17 +78,19 @@ def per_layer(
     norm: str = "l2",
     estimator: str = "pgd",
     errors: bool = False,
-    precision: str = "float32",
+    precision: str | None = None,
     batch_size: int = 512,
     seed: int = 0,
     least: float | None = None,
+    cuts: cut.Cuts | None = None,
 ) -> pd.DataFrame:
     """SAL of every Conv2d and Linear weight: DataFrame[layer, sal, s_max, s_min, error, radius, weights].
 
     For layer l with radius r = epsilon * ||W_l||: s_max = max over ||D|| <= r of L(W_l + D) - L, s_min = L - the
     smallest such L(W_l + D), sal = max(s_max, s_min); L is the mean `loss` over these images, network in eval mode,
     other layers frozen (Ye, Su, Qian 2025, the definition of SAL). images: float[n,c,h,w] as the model takes them;
-    loss(outputs, targets): a mean over images. layers: names in named_modules() (default all). The rest: `Settings`;
+    loss(outputs, targets): a mean over images. layers: names in named_modules() (default all). cuts: keeps what is made
+    of the network for its next probe. The rest: `Settings`, precision by default tf32 on CUDA and else float32;
     estimator: a key of ESTIMATORS, which says what each is.
     Layers that the network does not use are left out, with a note in the log. A weight with parametrisations is moved
     as the forward pass sees it, on a copy of the network. The network is restored; an outer no_grad does not matter.
@@ -101,7 +104,7 @@ def per_layer(
         at_least(tolerance, 0, "tolerance"),
         choose(norm, NORMS, "norm"),
         errors,
-        choose(precision, PRECISIONS, "precision"),
+        choose(precision or USUAL.get(images.device.type, "float32"), PRECISIONS, "precision"),
         seed,
         least,
     )
@@ -111,13 +114,13 @@ def per_layer(
     with torch.inference_mode(False), torch.enable_grad(), computed("float32"), frozen(model):
         model, images, targets = plain(model), _own(images), _own(targets)
         _refuse_random(model, images[:FEW])
-        network = cut.traced(model, images[:1])
+        cuts = cuts or cut.Cuts()
         slopes = gradients(model, names, images, targets, loss, batch_size)
         if layers is not None and (unused := [n for n in names if n not in slopes]):
             raise InputError(f"the network never calls {unused[0]}; name other layers")
         for name, slope in slopes.items():
             weight = cast(Tensor, model.get_submodule(name).weight)
-            at = _Layer(weight, cut.cut(model, network, name, images[:1]), images, targets, loss, batch_size)
+            at = _Layer(weight, cuts.at(model, name, images[:1]), images, targets, loss, batch_size)
             rows.append({"layer": name} | asdict(measure(at, slope, settings)))
     return pd.DataFrame(rows, columns=["layer", *Probe.__dataclass_fields__])
 

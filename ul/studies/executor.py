@@ -14,7 +14,7 @@ import joblib
 from ..base import closure, records
 from ..base.errors import InputError, Record, choose
 from ..base.names import EXECUTORS
-from ..nets.device import device, one_thread
+from ..nets.device import deterministic, device, one_thread
 from . import processes, store
 
 # What stands in a row of these, a job depends on by itself (`description.depends`): a new row changes no other.
@@ -128,7 +128,7 @@ def _finish(job: Job | Failure, path: Path | None, wanted: list[Any]) -> Record 
     if (own := store.machine()) != wanted:
         return Failure(job.name, f"the worker computes otherwise ({own} instead of {wanted}); {MEND}")
     try:
-        with one_thread(device()):
+        with one_thread(device()), deterministic(device()):
             return store.once(path, job.make)
     except Exception as error:  # whatever it is, the others go on
         return Failure(job.name, records.reason(error))

@@ -14,7 +14,7 @@ from ..data import pixels
 from ..data.split import Split, classes
 from ..nets import classifiers
 from ..nets.device import device
-from ..sharpness import public_code, sal
+from ..sharpness import cut, public_code, sal
 from ..training import defenses, victim
 from .description import Images, Sets, described
 
@@ -125,7 +125,7 @@ class _Probe:
     def __init__(
         self, chosen: Run, way: Sal, given: Sets, prepared: Split, where: torch.device, history: victim.History
     ) -> None:
-        self.run, self.way, self.history, self.tables = chosen, way, history, []
+        self.run, self.way, self.history, self.tables, self.cuts = chosen, way, history, [], cut.Cuts()
         parts = {"own": prepared, "clean": given.clean, "test": given.test}
         looked = sal_subset(parts[way.part], way.images, draw=way.draw)
         self.images = pixels.to_float(looked.images.to(where)).contiguous(memory_format=torch.channels_last)
@@ -149,6 +149,7 @@ class _Probe:
             errors=True,
             least=0.0,
             batch_size=SAL_BATCH[self.images.device.type],
+            cuts=self.cuts,
         )
 
     def departed(self, model: torch.nn.Module) -> pd.DataFrame:

@@ -38,7 +38,8 @@ def _same(split: Split) -> Split:
     return split
 
 
-def _as_is(model: nn.Module, images: Tensor, targets: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
+def as_is(model: nn.Module, images: Tensor, targets: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
+    """Nothing is done to a batch, and nothing drawn."""
     return images, targets
 
 
@@ -52,10 +53,10 @@ class Defense:
 
     name: str
     prepare: Callable[[Split], Split] = _same
-    batch: Batch = _as_is
+    batch: Batch = as_is
     augment: bool = True  # the recipe's crop and flip come before `batch`
     until: float = 1.0
-    later: Batch = _as_is
+    later: Batch = as_is
 
     def applied(self, split: Split) -> tuple[Split, "Defense"]:
         """The prepared split, and what is left to do: preparing takes long, and is needed in several places."""

@@ -16,7 +16,7 @@ from ..data import pixels
 from ..nets import encoders
 from ..tasks.definitions import TASKS, Labelled
 from . import weighting
-from .victim import augment
+from .victim import Crops, cropped, draws, shipped
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,14 @@ def fit(
     history = []
     for epoch in range(1, recipe.epochs + 1):
         model.train()
-        total = 0.0
-        for index in torch.randperm(len(data), generator=rng).split(recipe.batch_size):
-            x, y = _batch(stacked, classes, index.to(device), data, names, recipe.pad, rng)
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        found = draws(len(data), recipe.batch_size, pad=recipe.pad, flip=False, crop=True, rng=rng)
+        for index, crops in shipped(found, device):
+            x, y = _batch(stacked, classes, index, cast(Crops, crops), data, names)
             losses = step(model, x, y, units, joint, optimizer)
             schedule.step()
-            total += sum(loss.item() for loss in losses.values()) / len(losses) * len(index)
-        history.append(_finite(total / len(data), data.split.name, epoch, recipe.lr))
+            total += torch.stack(list(losses.values())).double().mean() * len(index)
+        history.append(_finite(total.item() / len(data), data.split.name, epoch, recipe.lr))
         if on_epoch:
             on_epoch(epoch, model)
     return history
@@ -190,12 +191,11 @@ def _batch(
     stacked: Tensor,
     classes: dict[str, Tensor],
     index: Tensor,
+    crops: Crops,
     data: Labelled,
     names: Sequence[str],
-    pad: int,
-    rng: Generator,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    rows = augment(stacked[index], pad=pad, flip=False, rng=rng)
+    rows = cropped(stacked[index], crops)
     widths = {n: data.labels[n].shape[1] for n in names if TASKS[n].dense}
     x, *dense = rows.split([data.images.shape[1], *widths.values()], 1)
     y = dict(zip(widths, dense, strict=True)) | {n: labels[index] for n, labels in classes.items()}

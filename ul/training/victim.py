@@ -1,6 +1,6 @@
 """One training loop: the whole data set on the device, vectorised crop and flip, no Python data loader."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..base.errors import InputError
 from ..data import pixels
 from ..data.split import Split
-from . import metrics
+from . import defenses, metrics
 from .defenses import Batch, Defense, Mixed
 
 
@@ -125,11 +125,11 @@ def _epoch(
 ) -> tuple[float, float]:
     model.train()
     totals = torch.zeros(2, device=images.device)
-    for index in torch.randperm(len(images), generator=rng).split(recipe.batch_size):
-        x = images[index.to(images.device)]
-        if crop:
-            x = augment(x, pad=recipe.pad, flip=recipe.flip, rng=rng)
-        x, y = batch(model, pixels.to_float(x), targets[index.to(images.device)], rng)
+    found = draws(len(images), recipe.batch_size, pad=recipe.pad, flip=recipe.flip, crop=crop, rng=rng)
+    for rows, crops in shipped(found, images.device) if batch is defenses.as_is else found:
+        index = rows.to(images.device)
+        x = images[index] if crops is None else cropped(images[index], crops)
+        x, y = batch(model, pixels.to_float(x), targets[index], rng)
         x = x.contiguous(memory_format=torch.channels_last)
         loss, hits = _backward(model, x, y, optimizer)
         if recipe.sam:
@@ -171,16 +171,62 @@ def _sharpest(model: nn.Module, x: Tensor, y: Tensor | Mixed, optimizer: Optimiz
     torch._foreach_sub_([p.data for p in weights], ahead)
 
 
+# ---- What an epoch draws --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Where images are cropped: upper and left edges int64[n,1] in the padded image; mirrored bool[n,1], or None."""
+
+    pad: int
+    top: Tensor
+    left: Tensor
+    mirrored: Tensor | None
+
+
+Drawn = tuple[Tensor, Crops | None]  # rows of a batch, int64[n], and their crops
+
+
+def draws(count: int, batch_size: int, *, pad: int, flip: bool, crop: bool, rng: Generator) -> Iterator[Drawn]:
+    """The batches of an epoch over `count` images, drawn on the CPU one after another."""
+    for index in torch.randperm(count, generator=rng).split(batch_size):
+        yield index, _crops(len(index), pad, flip, rng) if crop else None
+
+
+def shipped(found: Iterator[Drawn], where: torch.device) -> list[Drawn]:
+    """All of them on a device, copied there together; only where nothing else draws from the same generator."""
+    drawn = list(found)
+    sizes = [len(index) for index, _ in drawn]
+    rows = torch.cat([index for index, _ in drawn]).to(where).split(sizes)
+    crops = [crops for _, crops in drawn if crops is not None]
+    if not crops:
+        return [(index, None) for index in rows]
+    top, left = (torch.cat([getattr(c, name) for c in crops]).to(where).split(sizes) for name in ("top", "left"))
+    mirrors = [c.mirrored for c in crops if c.mirrored is not None]
+    mirrored = torch.cat(mirrors).to(where).split(sizes) if mirrors else [None] * len(sizes)
+    parts = zip(rows, top, left, mirrored, strict=True)
+    return [(index, Crops(crops[0].pad, *at)) for index, *at in parts]
+
+
+def _crops(count: int, pad: int, flip: bool, rng: Generator) -> Crops:
+    top = torch.randint(0, 2 * pad + 1, (count, 1), generator=rng)
+    left = torch.randint(0, 2 * pad + 1, (count, 1), generator=rng)
+    return Crops(pad, top, left, torch.rand((count, 1), generator=rng) < 0.5 if flip else None)
+
+
 def augment(images: Tensor, *, pad: int, flip: bool, rng: Generator) -> Tensor:
     """A random crop of each zero-padded image and, with `flip`, a mirror for half of them; [n,c,h,w] in one gather."""
-    n, _, h, w = images.shape
-    top = torch.randint(0, 2 * pad + 1, (n, 1), generator=rng)
-    left = torch.randint(0, 2 * pad + 1, (n, 1), generator=rng)
-    columns = torch.arange(w).expand(n, w)
-    if flip:
-        mirrored = torch.rand((n, 1), generator=rng) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    rows, columns = (torch.arange(h) + top).to(images.device), (columns + left).to(images.device)
-    padded = F.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
-    which = torch.arange(n, device=images.device).view(n, 1, 1)
+    return cropped(images, _crops(len(images), pad, flip, rng))
+
+
+def cropped(images: Tensor, crops: Crops) -> Tensor:
+    """Each zero-padded image cropped and mirrored as drawn; [n,c,h,w] in one gather."""
+    (n, _, h, w), where = images.shape, images.device
+    top, left = crops.top.to(where), crops.left.to(where)
+    columns = torch.arange(w, device=where).expand(n, w)
+    if crops.mirrored is not None:
+        columns = torch.where(crops.mirrored.to(where), columns.flip(1), columns)
+    rows, columns = torch.arange(h, device=where) + top, columns + left
+    padded = F.pad(images, (crops.pad,) * 4).permute(0, 2, 3, 1)
+    which = torch.arange(n, device=where).view(n, 1, 1)
     return padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
