@@ -247,7 +247,8 @@ def trails(ax: Axes, frame: "pd.DataFrame", *, x: str, y: str, labels: tuple[str
         ax.plot(part[x].iloc[-1:], part[y].iloc[-1:], "", markersize=7, **look)
     ax.set(xscale="log", yscale="log", xlabel=labels[0], ylabel=labels[1])
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5), numticks=9))
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5), numticks=9))
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     return ax
