@@ -111,11 +111,23 @@ def _report(args: argparse.Namespace) -> None:
     print(f"{args.out}: {count} pages; open {args.out / 'index.html'} in a browser")
 
 
+FINDINGS = ["results/laptop/findings.md", "results/cifar10/exploratory/findings.md", "results/cifar10/findings.md"]
+# Profiles that README speaks of before they are run, and where their main setting is named.
+WAITING = {"results/cifar10/findings.md": ("cifar10", "profiles/cifar10/params.yaml:settings.cifar10.with")}
+
+
 def _readme(args: argparse.Namespace) -> None:
     from . import readme
 
-    names = readme.renew(args.readme, args.findings)
-    print(f"{args.readme}: {', '.join(names)} as in {args.findings}")
+    for source in args.findings:
+        if str(source) in WAITING and not source.exists():
+            profile, setting = WAITING[str(source)]
+            blocks = readme.waiting(profile, notebooks.parameters_from([setting], []))
+            readme.update(args.readme, **blocks)
+            print(f"{args.readme}: {', '.join(blocks)} not run yet")
+        else:
+            names = readme.renew(args.readme, source)
+            print(f"{args.readme}: {', '.join(names)} as in {source}")
 
 
 def _nb_run(args: argparse.Namespace) -> None:
@@ -195,10 +207,10 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("b", metavar="B", help="the same folder from another machine")
     compare.set_defaults(action=_compare)
     _report_command(commands)
-    text = "copy what the pipeline found (results/laptop/findings.md) into README, between the comments that mark it"
+    text = "copy what the pipeline found (results/*/findings.md) into README, between the comments that mark it"
     written = commands.add_parser("readme", help=text, description=text)
     written.add_argument("--readme", type=Path, default=Path("README.md"))
-    written.add_argument("--findings", type=Path, default=Path("results/laptop/findings.md"))
+    written.add_argument("--findings", type=Path, nargs="+", default=[Path(name) for name in FINDINGS])
     written.set_defaults(action=_readme)
     text = "draw every notebook of a pipeline from its records; nothing is trained"
     drawn = commands.add_parser("redraw", help=text, description=text)

@@ -19,9 +19,9 @@ from .victims import AtEnd, Run, Sal
 
 
 def one(config: Mapping[str, Any]) -> list[Run]:
-    """The runs of one condition, seeds 0 to n-1, from a notebook's parameters. Raises InputError for wrong values.
+    """The runs of one condition from a notebook's parameters. Raises InputError for wrong values.
 
-    A seed draws the poison as well, but one that is given as a file.
+    Of `seeds` seeds, from `first_seed` on (0 where it is not named). A seed draws the poison as well, but one that is given as a file.
     """
     source = DATASETS[choose(config["dataset"], DATASETS, "data set")]
     choose(config["method"], [CLEAN, *METHODS], "method")
@@ -29,7 +29,6 @@ def one(config: Mapping[str, Any]) -> list[Run]:
     base = RECIPES[choose(config["architecture"], NETWORKS, "architecture")]
     recipe = replace(base, epochs=config["epochs"], flip=base.flip and source.flip)
     probes = probe_epochs(config["epochs"], config["probe_epochs"])
-    at_least(config["seeds"], 1, "seeds")
     named = {name: config[name] for name in ("method", "poison", "share", "label_noise")}
     first = Run(
         images=replace(images.of_config(config), **named),
@@ -41,7 +40,13 @@ def one(config: Mapping[str, Any]) -> list[Run]:
         sal=Sal(images=config["sal_images"]),
     )
     fixed = config["method"] == CLEAN or config["poison"] is not None
-    return [of(replace(first, seed=seed), poison_seed=0 if fixed else seed) for seed in range(config["seeds"])]
+    return [of(replace(first, seed=seed), poison_seed=0 if fixed else seed) for seed in seeds_of(config)]
+
+
+def seeds_of(config: Mapping[str, Any]) -> range:
+    """The seeds of a notebook's parameters `seeds` and, where it has one, `first_seed`. Raises InputError."""
+    first = at_least(config.get("first_seed", 0), 0, "first_seed")
+    return range(first, first + at_least(config["seeds"], 1, "seeds"))
 
 
 def several(
