@@ -29,10 +29,10 @@ reproduce: setup  ## compute everything again: make reproduce [PROFILE=smoke]
 	dvc pull -q data.dvc
 	rm -rf build/$(PROFILE)/runs
 	dvc repro -f $(PIPELINE)
-	$(if $(filter laptop,$(PROFILE)),python -m ul readme)
+	$(if $(filter laptop,$(PROFILE)),python -m ul readme --runs results/runs.md)
 
-readme: setup  ## copy what the laptop profile found into README
-	python -m ul readme
+readme: setup  ## copy what the profiles found into README, and list what was run where
+	python -m ul readme --runs results/runs.md
 
 # /dev/null: without a folder find would walk the whole checkout.
 verify: setup  ## compare DVC's cache and outputs with their checksums and name what is damaged

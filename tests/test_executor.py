@@ -66,6 +66,12 @@ def laid(folder: Path, *names: str) -> str:
     return str(folder)
 
 
+def test_seeds_count_from_the_first_one():
+    found = conditions.several(SETTINGS | {"first_seed": 3}, ["noise"], baseline=False)
+    assert [(run.seed, run.images.poison_seed) for run in found] == [(3, 3), (4, 4)]
+    assert found[:1] == conditions.several(SETTINGS | {"seeds": 4}, ["noise"], baseline=False)[3:], "the same run"
+
+
 def test_poisons_are_read_from_a_folder(tmp_path):
     folder = laid(tmp_path, "rooms-lsp-0.npz", "rooms-lsp-1.npz", "deep/rooms-em-0.npz", "deep/rooms-em-1.npz")
     found = conditions.several(TINY, ["lsp", "em"], poisons=folder)

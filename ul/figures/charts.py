@@ -242,7 +242,7 @@ def profiles(logs: dict[str, np.ndarray], epochs: Sequence[int], layers: Sequenc
 def trails(ax: Axes, frame: "pd.DataFrame", *, x: str, y: str, labels: tuple[str, str]) -> Axes:
     """A line a method through its rows in order, on logarithmic axes, the last point the largest."""
     for i, (method, part) in enumerate(frame.groupby("method", sort=False)):
-        look = {"color": colour(method), "marker": MARKERS[i % len(MARKERS)]}
+        look: dict[str, Any] = {"color": colour(method), "marker": MARKERS[i % len(MARKERS)]}
         ax.plot(part[x], part[y], "-", markersize=3, linewidth=1, label=method, **look)
         ax.plot(part[x].iloc[-1:], part[y].iloc[-1:], "", markersize=7, **look)
     ax.set(xscale="log", yscale="log", xlabel=labels[0], ylabel=labels[1])

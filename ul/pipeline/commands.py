@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from ..base import records
 from ..base.errors import InputError, located
 from ..base.names import DATASETS
 from . import notebooks
@@ -117,8 +118,10 @@ WAITING = {"results/cifar10/findings.md": ("cifar10", "profiles/cifar10/params.y
 
 
 def _readme(args: argparse.Namespace) -> None:
-    from . import readme
+    from . import readme, run_list
 
+    if args.runs:
+        records.write_text(args.runs, run_list.page(Path(".")))
     for source in args.findings:
         if str(source) in WAITING and not source.exists():
             profile, setting = WAITING[str(source)]
@@ -211,6 +214,7 @@ def parser() -> argparse.ArgumentParser:
     written = commands.add_parser("readme", help=text, description=text)
     written.add_argument("--readme", type=Path, default=Path("README.md"))
     written.add_argument("--findings", type=Path, nargs="+", default=[Path(name) for name in FINDINGS])
+    written.add_argument("--runs", type=Path, help="also list there what was run where (results/runs.md)")
     written.set_defaults(action=_readme)
     text = "draw every notebook of a pipeline from its records; nothing is trained"
     drawn = commands.add_parser("redraw", help=text, description=text)

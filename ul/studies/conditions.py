@@ -21,7 +21,8 @@ from .victims import AtEnd, Run, Sal
 def one(config: Mapping[str, Any]) -> list[Run]:
     """The runs of one condition from a notebook's parameters. Raises InputError for wrong values.
 
-    Of `seeds` seeds, from `first_seed` on (0 where it is not named). A seed draws the poison as well, but one that is given as a file.
+    Of `seeds` seeds, from `first_seed` on (0 where it is not named). A seed draws the poison as well, but one that is
+    given as a file.
     """
     source = DATASETS[choose(config["dataset"], DATASETS, "data set")]
     choose(config["method"], [CLEAN, *METHODS], "method")

@@ -14,8 +14,8 @@ from ..tasks.definitions import Labelled
 from ..training import weighting
 from ..training.multitask import Recipe
 from . import executor, images, several_tasks
-from .description import Images, depends, of_files
 from .conditions import seeds_of
+from .description import Images, depends, of_files
 from .executor import Failure, Job
 from .several_tasks import LabelledSets, Run
 
