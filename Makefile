@@ -7,7 +7,7 @@ $(error unknown profile '$(PROFILE)'; choose from laptop $(notdir $(wildcard pro
 endif
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup data reproduce readme verify figures report test test-long lint bench recipes licences profiles notebooks clean
+.PHONY: help setup data reproduce readme verify figures report test test-long lint bench recipes licences profiles notebooks gpu clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## */\t/' | expand -t 12
@@ -73,6 +73,10 @@ profiles:  ## copy dvc.yaml, edited at the top, into every profile's folder
 
 notebooks: setup  ## open Jupyter
 	jupyter lab notebooks
+
+PACK ?= runs.tar.xz
+gpu: setup  ## work off the queue of a profile for 9 minutes and pack what is finished: make gpu PROFILE=cifar10 [JOBS=9]
+	python -m ul queue $(dir $(PIPELINE))params.yaml --pack $(PACK) $(if $(JOBS),--jobs $(JOBS))
 
 clean:  ## remove built files (build/ and logs/); keeps .venv, results/, data/ and what was fetched into build/data/
 	rm -rf logs $(filter-out build/data,$(wildcard build/*))

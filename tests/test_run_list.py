@@ -53,5 +53,5 @@ def test_what_has_no_record_is_not_run_yet(rows):
 @pytest.mark.parametrize("content", ["{}", "[]", '{"runs": 3}', "{"])
 def test_a_record_without_runs_is_one_line(tmp_path, content):
     (tmp_path / "record.json").write_text(content)
-    with pytest.raises(InputError, match=r"record\.json: "):
+    with pytest.raises(InputError, match=r"record\.json.*; run `dvc repro`"):
         run_list._runs(tmp_path / "record.json")

@@ -112,6 +112,19 @@ def _report(args: argparse.Namespace) -> None:
     print(f"{args.out}: {count} pages; open {args.out / 'index.html'} in a browser")
 
 
+def _queue(args: argparse.Namespace) -> None:
+    from . import queue
+
+    name = args.params.parent.name or "laptop"
+    given = {"minutes": args.minutes, "longest": args.longest, "packed": args.pack, "jobs": args.jobs}
+    lines = []
+    for line in queue.chunk(args.params, **given, build=args.build or Path("build") / name):
+        print(line, flush=True)
+        lines.append(line)
+    if failed := [line for line in lines if ": failed (" in line]:
+        raise InputError(f"{len(failed)} of {len(lines)} steps failed; the first: {failed[0]}")
+
+
 FINDINGS = ["results/laptop/findings.md", "results/cifar10/exploratory/findings.md", "results/cifar10/findings.md"]
 # Profiles that README speaks of before they are run, and where their main setting is named.
 WAITING = {"results/cifar10/findings.md": ("cifar10", "profiles/cifar10/params.yaml:settings.cifar10.with")}
@@ -221,6 +234,7 @@ def parser() -> argparse.ArgumentParser:
     drawn.add_argument("pipeline", type=Path, help="dvc.yaml, or profiles/NAME/dvc.yaml")
     drawn.add_argument("--jobs", type=int, help="notebooks at once (default: one a core)")
     drawn.set_defaults(action=_redraw)
+    _queue_command(commands)
     run = _notebook_command(commands, "nb-run", _nb_run, "execute a notebook with checked parameters")
     run.add_argument("--params", action="append", default=[], metavar="FILE:KEY", help="section of a YAML file")
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter")
@@ -229,6 +243,20 @@ def parser() -> argparse.ArgumentParser:
     text = "write a folder's notebooks without outputs, each with the code that it depends on, and say what changed"
     _notebook_command(commands, "nb-clean", _nb_clean, text)
     return top
+
+
+def _queue_command(commands: Commands) -> None:
+    text = (
+        "a profile's runs, those that are worth most first, until the time is over; kept, and packed to go on elsewhere"
+    )
+    queued = commands.add_parser("queue", help=text, description=text)
+    queued.add_argument("params", type=Path, help="profiles/NAME/params.yaml")
+    queued.add_argument("--minutes", type=float, default=9.0, help="how long this sitting lasts (default 9)")
+    queued.add_argument("--longest", type=float, default=120.0, help="seconds that one run may take (default 120)")
+    queued.add_argument("--pack", type=Path, help="a .tar.xz of finished runs: read first, if it is there, and written")
+    queued.add_argument("--jobs", type=int, help="runs at once (default: one a core, one on a GPU)")
+    queued.add_argument("--build", type=Path, help="folder of kept runs and poisons (default build/NAME)")
+    queued.set_defaults(action=_queue)
 
 
 def main() -> None:

@@ -110,6 +110,7 @@ def run_all(
     backend: str = "processes",
     address: str | None = None,
     folder: Path | str | None = None,
+    until: float | None = None,
 ) -> list[Record]:
     """Records of all runs in order; a failed run does not stop the others.
 
@@ -117,7 +118,7 @@ def run_all(
     otherwise). The rest: see `executor.run_all`. Raises InputError.
     """
     work = _work(chosen, dict(also), at_end)
-    options: dict[str, Any] = {"jobs": jobs, "backend": backend, "address": address, "folder": folder}
+    options: dict[str, Any] = {"jobs": jobs, "backend": backend, "address": address, "folder": folder, "until": until}
     found = executor.run_all(work, label(chosen), len(chosen), **options)
     of_files(found, chosen)
     return found
