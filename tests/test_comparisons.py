@@ -1,6 +1,7 @@
 """What defenses and architectures do to UD, on planted runs; the verdicts on C6 and C7."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from scipy import stats as scipy_stats
 
 from tests.test_benchmark_tables import HIGH, LAYERS, LOW, frame_of, record
 from ul.figures import charts
-from ul.tables import claims, comparisons, published
+from ul.tables import benchmark, claims, comparisons, published
 from ul.tables.rules import FAILS, HOLDS, NOT_TESTED, UNDECIDED
 
 WIGGLE = (1.0, 1.1, 0.9)
@@ -308,3 +309,34 @@ def test_trails_end_in_their_largest_point():
     (line, end), (x, y) = ax.lines, (ax.get_xscale(), ax.get_yscale())
     assert line.get_xydata().tolist() == [[1, 2], [0.1, 1], [0.01, 0.5]] and x == y == "log"
     assert end.get_xydata().tolist() == [[0.01, 0.5]] and end.get_markersize() > line.get_markersize()
+
+
+# ---- The paper and its code ----------------------------------------------------------------------------------------
+
+
+def headline(**changes):
+    """Records as of CIFAR-10 with ResNet-18."""
+    recipe = {"epochs": 30, "batch_size": 128, "lr": 0.1, "warmup": 0.2}
+    found = []
+    for method, seed in ((m, s) for m in ("clean", "em") for s in (3, 4)):
+        run = record(method, 5 if method == "clean" else 1 + seed, 0.5, seed)
+        run["config"] |= {"dataset": "cifar10", "architecture": "resnet18", "poison_seed": seed, "recipe": recipe}
+        run["config"] |= {"sal": {"images": 512, "steps": 20}, "probes": [1, 2], **changes}
+        run["data"] = {"train_images": 10_000, "test_images": 5_000}
+        found.append(run)
+    return found
+
+
+def test_our_setting_stands_beside_the_papers_as_its_records_tell():
+    runs = headline()
+    found = published.beside(runs, benchmark.by_method(benchmark.benchmark(runs))).set_index("what")
+    assert list(found.index) == list(published.SETUPS) and found.loc["UD of em", "paper"] == "0.139"
+    assert found.loc["training images", "here"] == "10,000" and found.loc["seeds", "here"] == "2 (3 to 4)"
+    assert found.loc["epochs, batch", "here"] == "30, 128" and "2 draws" in found.loc["poison", "here"]
+    assert re.fullmatch(r"0\.89 \[\S+, \S+\]", found.loc["UD of em", "here"]), "the geometric mean of 4/5 and 5/5"
+    assert found.loc["UD of tap", "here"] == "none", "it was not run"
+
+
+@pytest.mark.parametrize("changes", [{"dataset": "mnist"}, {"architecture": "resnet8"}, {"defense": "jpeg"}])
+def test_other_settings_have_nothing_beside_them(changes):
+    assert published.beside(headline(**changes), pd.DataFrame()).empty
