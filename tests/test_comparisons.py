@@ -320,7 +320,8 @@ def headline(**changes):
     found = []
     for method, seed in ((m, s) for m in ("clean", "em") for s in (3, 4)):
         run = record(method, 5 if method == "clean" else 1 + seed, 0.5, seed)
-        run["config"] |= {"dataset": "cifar10", "architecture": "resnet18", "poison_seed": seed, "recipe": recipe}
+        draw = 0 if method == "clean" else seed
+        run["config"] |= {"dataset": "cifar10", "architecture": "resnet18", "poison_seed": draw, "recipe": recipe}
         run["config"] |= {"sal": {"images": 512, "steps": 20}, "probes": [1, 2], **changes}
         run["data"] = {"train_images": 10_000, "test_images": 5_000}
         found.append(run)

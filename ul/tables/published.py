@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from ..base.errors import Record
-from ..base.names import METHODS
+from ..base.names import CLEAN, METHODS
 from ..base.stats import fixed
 
 # Leaderboard of APBench (column Standard); SEP at 8/255 from the table of image shortcut squeezing (ISS).
@@ -106,7 +106,7 @@ def agreeing(measured: dict[str, float]) -> dict[str, str]:
 # ---- The paper and its public code ---------------------------------------------------------------------------------
 
 HEADLINE = ("cifar10", "resnet18")
-UNTOLD = "not stated in its text"
+UNTOLD = "not known here"
 # What the paper says, and what its public code (its state of 2025) does, by what is compared; the last column is ours.
 SETUPS = {
     "training images": ("50,000, the data set", "49,920 a pass: the last, smaller batch is dropped"),
@@ -136,7 +136,7 @@ def beside(runs: list[Record], summary: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     recipe, sal, known = config["recipe"], config["sal"], summary.set_index("method")
     seeds = sorted({run["config"]["seed"] for run in runs})
-    draws = sorted({run["config"]["poison_seed"] for run in runs})
+    draws = {run["config"]["poison_seed"] for run in runs if run["config"]["method"] != CLEAN}
     here = {
         "training images": f"{runs[0]['data']['train_images']:,}",
         "test images": f"{runs[0]['data']['test_images']:,}",
