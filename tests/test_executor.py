@@ -313,7 +313,13 @@ def test_a_users_jobs_hold_on_a_gpu_and_cores_are_those_that_may_be_used(monkeyp
     monkeypatch.setattr(joblib, "cpu_count", lambda: 3)
     assert [processes.how_many(9, jobs) for jobs in (None, 4, 20)] == [3, 4, 9]
     monkeypatch.setattr(processes, "device", lambda: torch.device("cuda"))
-    assert [processes.how_many(9, jobs) for jobs in (None, 4)] == [1, 4]
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 16)
+    for gigabytes, wanted in ((139, 9), (40, 5), (11, 1), (4, 1)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=gigabytes: (free * 2**30, 139 * 2**30))
+        assert [processes.how_many(20, jobs) for jobs in (None, 4)] == [wanted, 4], gigabytes
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (139 * 2**30,) * 2)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 3)
+    assert processes.how_many(20) == 3, "each needs a core"
 
 
 @pytest.mark.slow

@@ -254,7 +254,9 @@ def _queue_command(commands: Commands) -> None:
     queued.add_argument("--minutes", type=float, default=9.0, help="how long this sitting lasts (default 9)")
     queued.add_argument("--longest", type=float, default=120.0, help="seconds that one run may take (default 120)")
     queued.add_argument("--pack", type=Path, help="a .tar.xz of finished runs: read first, if it is there, and written")
-    queued.add_argument("--jobs", type=int, help="runs at once (default: one a core, one on a GPU)")
+    queued.add_argument(
+        "--jobs", type=int, help="runs at once (default: one a core, on a GPU as many as its memory holds)"
+    )
     queued.add_argument("--build", type=Path, help="folder of kept runs and poisons (default build/NAME)")
     queued.set_defaults(action=_queue)
 

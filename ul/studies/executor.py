@@ -87,10 +87,10 @@ def run_all(
     """Records of all work in order; what fails does not stop the rest.
 
     work: `total` pieces; a failure stands for one that could not even be begun. label: of the progress. jobs: how many
-    at once (default: one a core, one on a GPU), each with one thread. backend: "processes", or "dask" or "ray" (extra
-    `cluster`) on the cluster at `address` (default: a local one). folder: keeps finished work; what is there, with
-    unchanged settings, code and data, is read instead of run (default: a temporary one, left only if something fails).
-    until: by `time.time()`, after it nothing is begun; what is left then raises OutOfTime. Raises InputError that names
+    at once (default: one a core, on a GPU as many as its memory holds), each with one thread. backend: "processes", or
+    "dask" or "ray" (extra `cluster`) on the cluster at `address` (default: a local one). folder: keeps finished work;
+    what is there, with unchanged settings, code and data, is read instead of run (default: a temporary one, left only
+    if something fails). until: by `time.time()`, after it nothing is begun; what is left then raises OutOfTime. Raises InputError that names
     everything that failed and its reason, once all others are finished, or says that a worker process is lost.
     """
     choose(backend, EXECUTORS, "backend")
