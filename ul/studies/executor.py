@@ -90,8 +90,9 @@ def run_all(
     at once (default: one a core, on a GPU as many as its memory holds), each with one thread. backend: "processes", or
     "dask" or "ray" (extra `cluster`) on the cluster at `address` (default: a local one). folder: keeps finished work;
     what is there, with unchanged settings, code and data, is read instead of run (default: a temporary one, left only
-    if something fails). until: by `time.time()`, after it nothing is begun; what is left then raises OutOfTime. Raises InputError that names
-    everything that failed and its reason, once all others are finished, or says that a worker process is lost.
+    if something fails). until: by `time.time()`, after it nothing is begun; what is left then raises OutOfTime. Raises
+    InputError that names everything that failed and its reason, once all others are finished, or says that a worker
+    process is lost.
     """
     choose(backend, EXECUTORS, "backend")
     own = None if folder or address else Path(mkdtemp(prefix="ul-runs-"))
