@@ -141,7 +141,7 @@ def _finish(job: Job | Failure, path: Path | None, wanted: list[Any], until: flo
     """
     if isinstance(job, Failure):
         return job
-    if until is not None and time.time() > until:
+    if until is not None and time.time() > until and _there(job, path) is None:
         return Left(job.name, "no time was left to begin it")
     if (own := store.machine()) != wanted:
         return Failure(job.name, f"the worker computes otherwise ({own} instead of {wanted}); {MEND}")
