@@ -7,7 +7,7 @@ $(error unknown profile '$(PROFILE)'; choose from laptop $(notdir $(wildcard pro
 endif
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .DEFAULT_GOAL := help
-.PHONY: help setup data reproduce readme verify figures report test test-long lint bench recipes licences profiles notebooks clean
+.PHONY: help setup data reproduce readme verify figures report test test-long lint bench recipes licences profiles notebooks gpu clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## */\t/' | expand -t 12
@@ -29,10 +29,10 @@ reproduce: setup  ## compute everything again: make reproduce [PROFILE=smoke]
 	dvc pull -q data.dvc
 	rm -rf build/$(PROFILE)/runs
 	dvc repro -f $(PIPELINE)
-	$(if $(filter laptop,$(PROFILE)),python -m ul readme)
+	$(if $(filter laptop,$(PROFILE)),python -m ul readme --runs results/runs.md)
 
-readme: setup  ## copy what the laptop profile found into README
-	python -m ul readme
+readme: setup  ## copy what the profiles found into README, and list what was run where
+	python -m ul readme --runs results/runs.md
 
 # /dev/null: without a folder find would walk the whole checkout.
 verify: setup  ## compare DVC's cache and outputs with their checksums and name what is damaged
@@ -73,6 +73,10 @@ profiles:  ## copy dvc.yaml, edited at the top, into every profile's folder
 
 notebooks: setup  ## open Jupyter
 	jupyter lab notebooks
+
+PACK ?= runs.tar.xz
+gpu: setup  ## work off the queue of a profile for 9 minutes and pack what is finished: make gpu PROFILE=cifar10 [JOBS=9]
+	python -m ul queue $(dir $(PIPELINE))params.yaml --pack $(PACK) $(if $(JOBS),--jobs $(JOBS))
 
 clean:  ## remove built files (build/ and logs/); keeps .venv, results/, data/ and what was fetched into build/data/
 	rm -rf logs $(filter-out build/data,$(wildcard build/*))

@@ -63,8 +63,8 @@ class Case:
 # Two cores cannot carry more of `exact` on a ResNet-18: 32 images of 16x16, every fourth layer.
 SMALL = {"size": 16, "limit": 500, "every": 4}
 CASES = {f"{case.architecture} {case.method}": case for case in (
-    Case("resnet8", "clean", ((4, 128), (20, 128))),
-    Case("resnet8", "lsp", ((4, 128), (20, 128), (20, 512))),
+    Case("resnet8", "clean", ((4, 128), (60, 128))),
+    Case("resnet8", "lsp", ((4, 128), (60, 128), (60, 512))),
     Case("resnet18", "clean", ((8, 32),), **SMALL),
     Case("resnet18", "lsp", ((8, 32),), **SMALL),
 )}  # fmt: skip

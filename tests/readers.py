@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import lzma
 import re
 import struct
 import tarfile
@@ -23,7 +24,7 @@ from ul import data
 from ul.base import records
 from ul.base.errors import InputError
 from ul.data import fetch
-from ul.pipeline import cleaning, notebooks, readme
+from ul.pipeline import cleaning, notebooks, queue, readme
 from ul.studies import paths, store
 from ul.tables import poisons as poison_tables
 from ul.tables import run_records, study_claims, table_files
@@ -66,13 +67,16 @@ def header(raw: bytes) -> bytes:
     return raw if end is None else max(end.end() - 8, 0).to_bytes(8, "little") + raw[8:]
 
 
-def tar(names: tuple[str, ...] = ("cifar-10-batches-bin/a.bin", "cifar-10-batches-bin/b.bin")) -> bytes:
+CIFAR = ("cifar-10-batches-bin/a.bin", "cifar-10-batches-bin/b.bin")
+
+
+def tar(names: tuple[str, ...] = CIFAR, content: bytes = bytes(600)) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as file:
         for name in names:
             entry = tarfile.TarInfo(name)
-            entry.size = 600
-            file.addfile(entry, io.BytesIO(bytes(600)))
+            entry.size = len(content)
+            file.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()[:4096]
 
 
@@ -86,6 +90,11 @@ def sums(raw: bytes) -> bytes:
             out[at + 148 : at + 156] = b" " * 8
             out[at + 148 : at + 156] = b"%06o\0 " % sum(out[at : at + 512])
     return gzip.compress(bytes(out), 1)
+
+
+def xz(raw: bytes) -> bytes:
+    """A gzipped tar as an .xz."""
+    return lzma.compress(gzip.decompress(raw), preset=0) if raw[:2] == b"\x1f\x8b" else raw
 
 
 def same(raw: bytes) -> bytes:
@@ -239,6 +248,10 @@ def _cleaned_file() -> bytes:
     return nbformat.writes(cleaning.with_closure(notebooks.cleaned(nbformat.from_dict(NOTEBOOK)))).encode()
 
 
+def _unpacked(folder: Path) -> dict[str, str]:
+    return queue.unpack(folder / "runs.tar.xz", folder / "kept")
+
+
 KEPT, ARRAYS = _kept_files()
 PACKED = json.dumps(records.packed(IMAGES)).encode()
 READERS: dict[str, Reader] = {
@@ -324,6 +337,10 @@ READERS: dict[str, Reader] = {
     "paths": Reader(
         "p.safetensors", (_paths(),), lambda folder: paths.load(folder / "p.safetensors"), ("studies.paths.load",),
         header,
+    ),
+    "packs": Reader(
+        "runs.tar.xz", (tar(("poisons.json", "0123456789abcdef.json"), b"{}".ljust(600)),), _unpacked,
+        ("pipeline.queue.unpack", "pipeline.queue._members"), lambda raw: xz(sums(raw)), makes=("kept",),
     ),
     "README": Reader(
         "README.md", (README,), lambda folder: readme.update(folder / "README.md", claims="new"),

@@ -138,3 +138,11 @@ def test_all_claims_are_listed_with_their_rules():
     assert (found[["text", "source", "rule"]].map(len) > 5).all(axis=None)
     untested = found.set_index("claim").loc[["C1", "C2", "C6", "C7", "C8"]]
     assert (untested["verdict"] == NOT_TESTED).all() and (untested["n"] == 0).all()
+
+
+def test_runs_that_the_rules_were_made_from_decide_nothing():
+    table = claims.verdicts(frame_of({"clean": FLAT, "noise": FLAT, **dict.fromkeys(SIX, BELOW)}))
+    found = claims.undecided_by(table)
+    assert set(found["verdict"]) == {rules.NOT_RUN} and found["seen"].tolist() == table["verdict"].tolist()
+    assert table["verdict"].nunique() > 1, "what was seen differs from row to row"
+    assert found.drop(columns=["seen", "verdict"]).equals(table.drop(columns="verdict"))

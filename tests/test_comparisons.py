@@ -1,6 +1,7 @@
 """What defenses and architectures do to UD, on planted runs; the verdicts on C6 and C7."""
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from scipy import stats as scipy_stats
 
 from tests.test_benchmark_tables import HIGH, LAYERS, LOW, frame_of, record
 from ul.figures import charts
-from ul.tables import claims, comparisons, published
+from ul.tables import benchmark, claims, comparisons, published
 from ul.tables.rules import FAILS, HOLDS, NOT_TESTED, UNDECIDED
 
 WIGGLE = (1.0, 1.1, 0.9)
@@ -275,3 +276,68 @@ def test_losses_that_are_not_equal_are_not_compared(loss):
     none = comparisons.at_equal_loss(runs[:3])
     assert none["n"].tolist() == [0] and none["sal_ratio"].isna().all()
     assert comparisons.at_equal_loss(runs[2:]).empty, "no clean run to compare with"
+
+
+# ---- Along training, and for how long ------------------------------------------------------------------------------
+
+
+def test_sal_stands_beside_the_loss_of_its_epoch():
+    runs = [ended(m, n, s, loss) for m, n, loss in (("clean", 5, 0.4), ("lsp", 2, 0.1)) for s in (0, 1)]
+    runs[1]["history"]["train_loss"] = [8.0, 0.4]
+    found = comparisons.along_training(runs).set_index(["method", "epoch"])
+    assert found["n"].eq(2).all() and list(found.index) == [("clean", 1), ("clean", 2), ("lsp", 1), ("lsp", 2)]
+    assert found["train_loss"].tolist() == pytest.approx([4.0, 0.4, 2.0, 0.1]), "a geometric mean over seeds"
+    mean = {n: np.exp((n * np.log(HIGH) + (LAYERS - n) * np.log(LOW)) / LAYERS) for n in (5, 2)}
+    assert found["sal"].tolist() == pytest.approx([mean[5], mean[5], mean[2], mean[2]])
+
+
+def test_lengths_are_compared_by_the_methods_that_all_of_them_have():
+    methods = ("clean", "noise", "lsp", "em")
+    runs = [record(m, 5, 0.9, s, trained=60) for m in methods for s in (0, 1)]
+    runs += [record(m, 5, 0.9, s, trained=20, fitted=0.5) for m in methods[:3] for s in (0, 1)]
+    runs += [record(m, 5, 0.9, s, dataset="other") for m in methods for s in (0, 1)]
+    found = comparisons.by_length(runs)
+    assert set(found["dataset"]) == {"toy"}, "the other has one length"
+    assert found["epochs"].tolist() == [20] * 3 + [60] * 3 and set(found["method"]) == set(methods[:3])
+    assert found["fits"].tolist() == [False] * 3 + [True] * 3
+    assert comparisons.by_length(runs[:8]).empty
+
+
+def test_trails_end_in_their_largest_point():
+    frame = pd.DataFrame({"method": ["lsp"] * 3, "loss": [1.0, 0.1, 0.01], "sal": [2.0, 1.0, 0.5]})
+    ax = charts.trails(plt.figure().gca(), frame, x="loss", y="sal", labels=("loss", "SAL"))
+    (line, end), (x, y) = ax.lines, (ax.get_xscale(), ax.get_yscale())
+    assert line.get_xydata().tolist() == [[1, 2], [0.1, 1], [0.01, 0.5]] and x == y == "log"
+    assert end.get_xydata().tolist() == [[0.01, 0.5]] and end.get_markersize() > line.get_markersize()
+
+
+# ---- The paper and its code ----------------------------------------------------------------------------------------
+
+
+def headline(**changes):
+    """Records as of CIFAR-10 with ResNet-18."""
+    recipe = {"epochs": 30, "batch_size": 128, "lr": 0.1, "warmup": 0.2}
+    found = []
+    for method, seed in ((m, s) for m in ("clean", "em") for s in (3, 4)):
+        run = record(method, 5 if method == "clean" else 1 + seed, 0.5, seed)
+        draw = 0 if method == "clean" else seed
+        run["config"] |= {"dataset": "cifar10", "architecture": "resnet18", "poison_seed": draw, "recipe": recipe}
+        run["config"] |= {"sal": {"images": 512, "steps": 20}, "probes": [1, 2], **changes}
+        run["data"] = {"train_images": 10_000, "test_images": 5_000}
+        found.append(run)
+    return found
+
+
+def test_our_setting_stands_beside_the_papers_as_its_records_tell():
+    runs = headline()
+    found = published.beside(runs, benchmark.by_method(benchmark.benchmark(runs))).set_index("what")
+    assert list(found.index) == list(published.SETUPS) and found.loc["UD of em", "paper"] == "0.139"
+    assert found.loc["training images", "here"] == "10,000" and found.loc["seeds", "here"] == "2 (3 to 4)"
+    assert found.loc["epochs, batch", "here"] == "30, 128" and "2 draws" in found.loc["poison", "here"]
+    assert re.fullmatch(r"0\.89 \[\S+, \S+\]", found.loc["UD of em", "here"]), "the geometric mean of 4/5 and 5/5"
+    assert found.loc["UD of tap", "here"] == "none", "it was not run"
+
+
+@pytest.mark.parametrize("changes", [{"dataset": "mnist"}, {"architecture": "resnet8"}, {"defense": "jpeg"}])
+def test_other_settings_have_nothing_beside_them(changes):
+    assert published.beside(headline(**changes), pd.DataFrame()).empty

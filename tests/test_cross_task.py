@@ -42,6 +42,13 @@ def test_runs_are_paired_by_seed(tmp_path):
     assert [r.images.poison_seed for r in runs] == [0, 0, 0, 1, 0, 1]
 
 
+def test_seeds_count_from_the_first_one():
+    found = cross_task.planned(CONFIG | {"first_seed": 3})
+    assert [r.seed for r in found] == [3, 4] * 3 and [r.images.poison_seed for r in found] == [0, 0, 3, 4, 3, 4]
+    with pytest.raises(InputError, match="first_seed is -1; it must be at least 0"):
+        cross_task.planned(CONFIG | {"first_seed": -1})
+
+
 def test_a_file_of_ones_own_is_a_method_beside_the_others():
     mine = CONFIG | {"poison": "mine.npz"}
     found = [(r.images.method, r.images.poison) for r in cross_task.planned(mine)]

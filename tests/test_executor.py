@@ -66,6 +66,12 @@ def laid(folder: Path, *names: str) -> str:
     return str(folder)
 
 
+def test_seeds_count_from_the_first_one():
+    found = conditions.several(SETTINGS | {"first_seed": 3}, ["noise"], baseline=False)
+    assert [(run.seed, run.images.poison_seed) for run in found] == [(3, 3), (4, 4)]
+    assert found[:1] == conditions.several(SETTINGS | {"seeds": 4}, ["noise"], baseline=False)[3:], "the same run"
+
+
 def test_poisons_are_read_from_a_folder(tmp_path):
     folder = laid(tmp_path, "rooms-lsp-0.npz", "rooms-lsp-1.npz", "deep/rooms-em-0.npz", "deep/rooms-em-1.npz")
     found = conditions.several(TINY, ["lsp", "em"], poisons=folder)
@@ -307,7 +313,13 @@ def test_a_users_jobs_hold_on_a_gpu_and_cores_are_those_that_may_be_used(monkeyp
     monkeypatch.setattr(joblib, "cpu_count", lambda: 3)
     assert [processes.how_many(9, jobs) for jobs in (None, 4, 20)] == [3, 4, 9]
     monkeypatch.setattr(processes, "device", lambda: torch.device("cuda"))
-    assert [processes.how_many(9, jobs) for jobs in (None, 4)] == [1, 4]
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 16)
+    for gigabytes, wanted in ((139, 9), (40, 5), (11, 1), (4, 1)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=gigabytes: (free * 2**30, 139 * 2**30))
+        assert [processes.how_many(20, jobs) for jobs in (None, 4)] == [wanted, 4], gigabytes
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (139 * 2**30,) * 2)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 3)
+    assert processes.how_many(20) == 3, "each needs a core"
 
 
 @pytest.mark.slow

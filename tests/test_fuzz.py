@@ -200,6 +200,9 @@ OTHERS = {
     "data.fetch._continue": "the network (test_fetch.py)",
     "base.records.note": "appends a line to a log",
     "tables.in_words.beside": "calls table_files.read",
+    **dict.fromkeys(("pipeline.run_list._rows", "pipeline.run_list._runs"), "calls records.load (test_run_list.py)"),
+    "pipeline.queue.pack": "reads kept runs that it does not interpret",
+    "pipeline.queue._complete": "calls notebooks.read",
     "pipeline.site.build": "looks for results/<profile> (test_site.py)",
     **dict.fromkeys(
         (

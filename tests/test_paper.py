@@ -1,4 +1,4 @@
-"""Every stage of the profile `paper` on real images: its own parameters but for sizes, which are tiny."""
+"""Every stage of the profiles for GPUs on real images: their own parameters but for sizes, which are tiny."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.conftest import real_views
-from tests.test_pipeline import cloned, dvc
+from tests.test_pipeline import cloned, dvc, environment
 from ul.base.names import DATASETS
 from ul.tables.rules import FAILS, HOLDS, NOT_TESTED, UNDECIDED
 
@@ -36,9 +36,8 @@ def smaller(settings: dict, kept: tuple[str, ...] = KEPT, **more) -> dict:
 
 
 def tiny(params: dict) -> dict:
-    params["conditions"] = {k: row for k, row in params["conditions"].items() if row["method"] in KEPT}
-    for name, row in params["poison"].items():
-        params["poison"][name] = smaller(row) | {"limit": LIMITS[name], "architecture": "resnet8"}
+    for row in params["poisons"].values():
+        row["with"] = smaller(row["with"]) | {"architecture": "resnet8"}
     for row in params["settings"].values():
         first = row["with"]["method"]
         row["with"] = smaller(row["with"])
@@ -49,6 +48,7 @@ def tiny(params: dict) -> dict:
     for row in params["cross_tasks"].values():
         # SAL of every task takes minutes a network.
         few = smaller(row["with"], KEPT[:2], seeds=2, batch_size=8) | {"limit": LIMITS[row["with"]["dataset"]]}
+        few |= {"seeds": min(few["seeds"], params["poisons"][few["dataset"]]["with"]["seeds"])}
         names = few.get("tasks") or DATASETS[few["dataset"]].tasks
         row["with"] = few | {"tasks": [task for task in names if task not in LACKING]}
     for row in params["convergences"].values():
@@ -62,21 +62,25 @@ def tiny(params: dict) -> dict:
     return params
 
 
-@pytest.fixture(scope="module")
-def paper(shared_data, tmp_path_factory) -> Path:
-    clone = cloned(tmp_path_factory.mktemp("paper") / "clone")
+def repeated(shared_data: Path, clone: Path, profile: str) -> Path:
+    """A clone in which the stages of a profile were run at tiny sizes."""
     root = clone / "build" / "data"
     subprocess.run([sys.executable, shared_data / "unpack.py", root, "--limit", "600"], check=True)
-    real_views(shared_data, root.with_name("views"))
-    shutil.rmtree(root / "taskonomy", ignore_errors=True)
-    shutil.move(root.with_name("views") / "taskonomy", root / "taskonomy")
-    photographs_as_cifar100(root)
-    path = clone / "profiles" / "paper" / "params.yaml"
-    params = tiny(YAML_.load(path))
-    path.write_text(json.dumps(params))  # JSON is YAML
-    done = dvc(clone, "repro", PAPER)
+    if profile == "paper":
+        real_views(shared_data, root.with_name("views"))
+        shutil.rmtree(root / "taskonomy", ignore_errors=True)
+        shutil.move(root.with_name("views") / "taskonomy", root / "taskonomy")
+        photographs_as_cifar100(root)
+    path = clone / "profiles" / profile / "params.yaml"
+    path.write_text(json.dumps(tiny(YAML_.load(path))))  # JSON is YAML
+    done = dvc(clone, "repro", f"profiles/{profile}/dvc.yaml")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return clone
+
+
+@pytest.fixture(scope="module")
+def paper(shared_data, tmp_path_factory) -> Path:
+    return repeated(shared_data, cloned(tmp_path_factory.mktemp("paper") / "clone"), "paper")
 
 
 def photographs_as_cifar100(root: Path) -> None:
@@ -103,3 +107,21 @@ def test_every_stage_of_paper_runs_on_real_images(paper):
     claims = pd.read_csv(results / "tables" / "claims" / "claims.csv").set_index("claim")
     assert set(claims["verdict"]) <= {HOLDS, FAILS, UNDECIDED, NOT_TESTED} and claims.loc["C7", "n"] == 1
     assert dvc(paper, "status", PAPER).stdout.strip() == "Data and pipelines are up to date."
+
+
+def test_every_stage_of_the_headline_runs_on_real_images(shared_data, tmp_path):
+    """One seed, the first that decides, with its own poison; the queue then finds everything kept."""
+    clone = repeated(shared_data, cloned(tmp_path / "clone"), "cifar10")
+    results = clone / "results" / "cifar10"
+    for name in ("cifar10", "cifar10-jpeg", "cifar10-cutout"):
+        runs = json.loads((results / "records" / f"{name}.json").read_text())["runs"]
+        assert {run["config"]["seed"] for run in runs} == {3}
+        assert {run["config"]["poison_seed"] for run in runs if run["config"]["method"] != "clean"} == {3}
+    claims = pd.read_csv(results / "tables" / "claims" / "claims.csv").set_index("claim")
+    assert set(claims["verdict"]) <= {HOLDS, FAILS, UNDECIDED, NOT_TESTED}
+    assert "cifar10_headline" in (results / "findings.md").read_text()
+    words = [sys.executable, "-m", "ul", "queue", "profiles/cifar10/params.yaml", "--minutes", "60"]
+    queued = subprocess.run(words, cwd=clone, env=environment(clone), capture_output=True, text=True)
+    assert queued.returncode == 0 and ": stopped" not in queued.stdout, queued.stderr[-2000:]
+    again = dvc(clone, "status", "profiles/cifar10/dvc.yaml").stdout.strip()
+    assert again == "Data and pipelines are up to date."

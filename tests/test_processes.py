@@ -72,9 +72,10 @@ def test_a_worker_that_is_renewed_for_its_memory_is_no_news():
     assert [str(w.message) for w in seen] == []
 
 
-def test_a_gpu_is_not_shared_unless_asked(monkeypatch):
+def test_a_small_gpu_is_not_shared_unless_asked(monkeypatch):
     assert processes.how_many(9, 4) == 4 and processes.how_many(2, 4) == 2 and processes.how_many(0, 4) == 1
     monkeypatch.setattr(processes, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (8 * 2**30, 8 * 2**30))
     assert processes.how_many(9) == 1 and processes.how_many(9, 2) == 2
 
 

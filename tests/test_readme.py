@@ -89,6 +89,30 @@ def test_the_command_names_the_blocks_or_ends_in_one_line(page):
     assert page.read_text() == "# No place\n"
 
 
+def test_what_is_not_run_yet_says_which_seeds_are_to_come(tmp_path):
+    """Its place holds words until there are findings, which then take it."""
+    names = ("cifar10_headline", "cifar10_claims")
+    for name in ("profiles/cifar10", "results/cifar10"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "README.md").write_text(places(*names))
+    (tmp_path / "profiles/cifar10/params.yaml").write_text("settings: {cifar10: {with: {seeds: 4, first_seed: 3}}}\n")
+    words = ("readme", "--findings", "results/cifar10/findings.md")
+    assert ul(*words, cwd=tmp_path).stdout == f"README.md: {', '.join(names)} not run yet\n"
+    said = (tmp_path / "README.md").read_text()
+    assert said.count("**Not run yet**: seeds 3 to 6 of profile `cifar10`, each with a poison of its own.") == 2
+    (tmp_path / "results/cifar10/findings.md").write_text(readme.findings(**dict.fromkeys(names, "found")))
+    assert ul(*words, cwd=tmp_path).returncode == 0
+    assert "Not run yet" not in (tmp_path / "README.md").read_text()
+
+
+def test_claims_that_are_not_decided_are_shown_as_seen():
+    row = {"claim": "C3", "part": "", "text": "SAL is lower", "seeds": "0-2", "measured": "em 0.1", "verdict": "holds"}
+    table = pd.DataFrame([row])
+    assert readme.listing(table).splitlines()[2] == "| C3 | SAL is lower | **holds** | 0-2 | em 0.1 |"
+    seen = readme.listing(table.assign(seen="holds", verdict="not run yet")).splitlines()
+    assert "these seeds" in seen[0] and seen[2] == "| C3 | SAL is lower | holds | 0-2 | em 0.1 |"
+
+
 # ---- The blocks -----------------------------------------------------------------------------------------------------
 
 

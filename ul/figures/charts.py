@@ -239,6 +239,21 @@ def profiles(logs: dict[str, np.ndarray], epochs: Sequence[int], layers: Sequenc
     return figure
 
 
+def trails(ax: Axes, frame: "pd.DataFrame", *, x: str, y: str, labels: tuple[str, str]) -> Axes:
+    """A line a method through its rows in order, on logarithmic axes, the last point the largest."""
+    for i, (method, part) in enumerate(frame.groupby("method", sort=False)):
+        look: dict[str, Any] = {"color": colour(method), "marker": MARKERS[i % len(MARKERS)]}
+        ax.plot(part[x], part[y], "-", markersize=3, linewidth=1, label=method, **look)
+        ax.plot(part[x].iloc[-1:], part[y].iloc[-1:], "", markersize=7, **look)
+    ax.set(xscale="log", yscale="log", xlabel=labels[0], ylabel=labels[1])
+    for axis in (ax.xaxis, ax.yaxis):
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5), numticks=9))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    return ax
+
+
 def along(curves: "pd.DataFrame", axes: dict[str, str], measures: dict[str, str]) -> Figure:
     """Measures along what is varied: a column an axis, a row a measure, a point a run and a line through the means.
 

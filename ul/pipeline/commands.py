@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from ..base import records
 from ..base.errors import InputError, located
 from ..base.names import DATASETS
 from . import notebooks
@@ -111,11 +112,38 @@ def _report(args: argparse.Namespace) -> None:
     print(f"{args.out}: {count} pages; open {args.out / 'index.html'} in a browser")
 
 
-def _readme(args: argparse.Namespace) -> None:
-    from . import readme
+def _queue(args: argparse.Namespace) -> None:
+    from . import queue
 
-    names = readme.renew(args.readme, args.findings)
-    print(f"{args.readme}: {', '.join(names)} as in {args.findings}")
+    name = args.params.parent.name or "laptop"
+    given = {"minutes": args.minutes, "longest": args.longest, "packed": args.pack, "jobs": args.jobs}
+    lines = []
+    for line in queue.chunk(args.params, **given, build=args.build or Path("build") / name):
+        print(line, flush=True)
+        lines.append(line)
+    if failed := [line for line in lines if ": failed (" in line]:
+        raise InputError(f"{len(failed)} of {len(lines)} steps failed; the first: {failed[0]}")
+
+
+FINDINGS = ["results/laptop/findings.md", "results/cifar10/exploratory/findings.md", "results/cifar10/findings.md"]
+# Profiles that README speaks of before they are run, and where their main setting is named.
+WAITING = {"results/cifar10/findings.md": ("cifar10", "profiles/cifar10/params.yaml:settings.cifar10.with")}
+
+
+def _readme(args: argparse.Namespace) -> None:
+    from . import readme, run_list
+
+    if args.runs:
+        records.write_text(args.runs, run_list.page(Path(".")))
+    for source in args.findings:
+        if str(source) in WAITING and not source.exists():
+            profile, setting = WAITING[str(source)]
+            blocks = readme.waiting(profile, notebooks.parameters_from([setting], []))
+            readme.update(args.readme, **blocks)
+            print(f"{args.readme}: {', '.join(blocks)} not run yet")
+        else:
+            names = readme.renew(args.readme, source)
+            print(f"{args.readme}: {', '.join(names)} as in {source}")
 
 
 def _nb_run(args: argparse.Namespace) -> None:
@@ -195,16 +223,18 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("b", metavar="B", help="the same folder from another machine")
     compare.set_defaults(action=_compare)
     _report_command(commands)
-    text = "copy what the pipeline found (results/laptop/findings.md) into README, between the comments that mark it"
+    text = "copy what the pipeline found (results/*/findings.md) into README, between the comments that mark it"
     written = commands.add_parser("readme", help=text, description=text)
     written.add_argument("--readme", type=Path, default=Path("README.md"))
-    written.add_argument("--findings", type=Path, default=Path("results/laptop/findings.md"))
+    written.add_argument("--findings", type=Path, nargs="+", default=[Path(name) for name in FINDINGS])
+    written.add_argument("--runs", type=Path, help="also list there what was run where (results/runs.md)")
     written.set_defaults(action=_readme)
     text = "draw every notebook of a pipeline from its records; nothing is trained"
     drawn = commands.add_parser("redraw", help=text, description=text)
     drawn.add_argument("pipeline", type=Path, help="dvc.yaml, or profiles/NAME/dvc.yaml")
     drawn.add_argument("--jobs", type=int, help="notebooks at once (default: one a core)")
     drawn.set_defaults(action=_redraw)
+    _queue_command(commands)
     run = _notebook_command(commands, "nb-run", _nb_run, "execute a notebook with checked parameters")
     run.add_argument("--params", action="append", default=[], metavar="FILE:KEY", help="section of a YAML file")
     run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="one parameter")
@@ -213,6 +243,22 @@ def parser() -> argparse.ArgumentParser:
     text = "write a folder's notebooks without outputs, each with the code that it depends on, and say what changed"
     _notebook_command(commands, "nb-clean", _nb_clean, text)
     return top
+
+
+def _queue_command(commands: Commands) -> None:
+    text = (
+        "a profile's runs, those that are worth most first, until the time is over; kept, and packed to go on elsewhere"
+    )
+    queued = commands.add_parser("queue", help=text, description=text)
+    queued.add_argument("params", type=Path, help="profiles/NAME/params.yaml")
+    queued.add_argument("--minutes", type=float, default=9.0, help="how long this sitting lasts (default 9)")
+    queued.add_argument("--longest", type=float, default=120.0, help="seconds that one run may take (default 120)")
+    queued.add_argument("--pack", type=Path, help="a .tar.xz of finished runs: read first, if it is there, and written")
+    queued.add_argument(
+        "--jobs", type=int, help="runs at once (default: one a core, on a GPU as many as its memory holds)"
+    )
+    queued.add_argument("--build", type=Path, help="folder of kept runs and poisons (default build/NAME)")
+    queued.set_defaults(action=_queue)
 
 
 def main() -> None:

@@ -1,7 +1,9 @@
 """What the pipeline finds as blocks of text, and how they come into README: between comments that mark the place."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -44,6 +46,14 @@ def _read(path: Path) -> str:
 def findings(**blocks: str) -> str:
     """The blocks as a text of their own, which `renew` copies from."""
     return "\n\n".join(f"{START.format(name=n)}\n{block}\n{END.format(name=n)}" for n, block in blocks.items()) + "\n"
+
+
+def waiting(profile: str, setting: Mapping[str, Any]) -> dict[str, str]:
+    """What stands in the place of a profile's blocks until it is run: which seeds of its main setting are to come."""
+    first = setting.get("first_seed", 0)
+    seeds = f"seeds {first} to {first + setting['seeds'] - 1}"
+    text = f"**Not run yet**: {seeds} of profile `{profile}`, each with a poison of its own."
+    return {f"{profile}_headline": text, f"{profile}_claims": text}
 
 
 def renew(path: Path | str, source: Path | str) -> list[str]:
@@ -106,8 +116,9 @@ def _written(value: float) -> float:
 
 def listing(table: pd.DataFrame) -> str:
     """Markdown: every claim with its verdict, the seeds that decided it, and what was measured."""
-    rows = ["| claim | | verdict | seeds | measured |", "|---|---|---|---|---|"]
+    seen = "seen" in table  # the verdict is to come
+    rows = [f"| claim | | {'these seeds' if seen else 'verdict'} | seeds | measured |", "|---|---|---|---|---|"]
     for row in table.itertuples():
-        part = f" ({row.part})" if row.part else ""
-        rows.append(f"| {row.claim}{part} | {row.text} | **{row.verdict}** | {row.seeds} | {row.measured} |")
+        part, verdict = f" ({row.part})" if row.part else "", row.seen if seen else f"**{row.verdict}**"
+        rows.append(f"| {row.claim}{part} | {row.text} | {verdict} | {row.seeds} | {row.measured} |")
     return "\n".join(rows)

@@ -19,9 +19,10 @@ from .victims import AtEnd, Run, Sal
 
 
 def one(config: Mapping[str, Any]) -> list[Run]:
-    """The runs of one condition, seeds 0 to n-1, from a notebook's parameters. Raises InputError for wrong values.
+    """The runs of one condition from a notebook's parameters. Raises InputError for wrong values.
 
-    A seed draws the poison as well, but one that is given as a file.
+    Of `seeds` seeds, from `first_seed` on (0 where it is not named). A seed draws the poison as well, but one that is
+    given as a file.
     """
     source = DATASETS[choose(config["dataset"], DATASETS, "data set")]
     choose(config["method"], [CLEAN, *METHODS], "method")
@@ -29,7 +30,6 @@ def one(config: Mapping[str, Any]) -> list[Run]:
     base = RECIPES[choose(config["architecture"], NETWORKS, "architecture")]
     recipe = replace(base, epochs=config["epochs"], flip=base.flip and source.flip)
     probes = probe_epochs(config["epochs"], config["probe_epochs"])
-    at_least(config["seeds"], 1, "seeds")
     named = {name: config[name] for name in ("method", "poison", "share", "label_noise")}
     first = Run(
         images=replace(images.of_config(config), **named),
@@ -41,7 +41,13 @@ def one(config: Mapping[str, Any]) -> list[Run]:
         sal=Sal(images=config["sal_images"]),
     )
     fixed = config["method"] == CLEAN or config["poison"] is not None
-    return [of(replace(first, seed=seed), poison_seed=0 if fixed else seed) for seed in range(config["seeds"])]
+    return [of(replace(first, seed=seed), poison_seed=0 if fixed else seed) for seed in seeds_of(config)]
+
+
+def seeds_of(config: Mapping[str, Any]) -> range:
+    """The seeds of a notebook's parameters `seeds` and, where it has one, `first_seed`. Raises InputError."""
+    first = at_least(config.get("first_seed", 0), 0, "first_seed")
+    return range(first, first + at_least(config["seeds"], 1, "seeds"))
 
 
 def several(
@@ -104,6 +110,7 @@ def run_all(
     backend: str = "processes",
     address: str | None = None,
     folder: Path | str | None = None,
+    until: float | None = None,
 ) -> list[Record]:
     """Records of all runs in order; a failed run does not stop the others.
 
@@ -111,7 +118,7 @@ def run_all(
     otherwise). The rest: see `executor.run_all`. Raises InputError.
     """
     work = _work(chosen, dict(also), at_end)
-    options: dict[str, Any] = {"jobs": jobs, "backend": backend, "address": address, "folder": folder}
+    options: dict[str, Any] = {"jobs": jobs, "backend": backend, "address": address, "folder": folder, "until": until}
     found = executor.run_all(work, label(chosen), len(chosen), **options)
     of_files(found, chosen)
     return found

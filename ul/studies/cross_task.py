@@ -14,6 +14,7 @@ from ..tasks.definitions import Labelled
 from ..training import weighting
 from ..training.multitask import Recipe
 from . import executor, images, several_tasks
+from .conditions import seeds_of
 from .description import Images, depends, of_files
 from .executor import Failure, Job
 from .several_tasks import LabelledSets, Run
@@ -22,7 +23,7 @@ VIEWS = 2  # test views whose outputs are kept, to be shown
 
 
 def planned(config: Mapping[str, Any]) -> list[Run]:
-    """The runs of all methods and seeds from a notebook's parameters, clean first, a file of one's own last.
+    """The runs of all methods and `conditions.seeds_of` a notebook's parameters, clean first, one's own file last.
 
     Raises InputError.
     """
@@ -50,7 +51,7 @@ def planned(config: Mapping[str, Any]) -> list[Run]:
     return [
         replace(first, images=own if method == OWN else images.draw(clean, method, seed, config["poisons"]), seed=seed)
         for method in (CLEAN, *config["methods"], *[OWN] * bool(config["poison"]))
-        for seed in range(config["seeds"])
+        for seed in seeds_of(config)
     ]
 
 
@@ -63,7 +64,7 @@ def _check(config: Mapping[str, Any]) -> None:
     choose(config["encoder"], ENCODERS, "encoder")
     _usable(config["weighting"], config["encoder"])
     _positive(config["lr"], "lr")
-    for name in ("seeds", "batch_size", "sal_images"):
+    for name in ("batch_size", "sal_images"):
         at_least(config[name], 1, name)
 
 

@@ -1,6 +1,7 @@
 """Many pieces of work at once: in processes or on a cluster, finished ones kept, failed ones reported at the end."""
 
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -63,6 +64,15 @@ class Failure:
         return f"{self.name}: {self.reason}"
 
 
+@dataclass(frozen=True)
+class Left(Failure):
+    """Work that was not begun in time."""
+
+
+class OutOfTime(InputError):
+    """Some work is left, and nothing of what was begun failed."""
+
+
 def run_all(
     work: Iterable[Job | Failure],
     label: str,
@@ -72,39 +82,44 @@ def run_all(
     backend: str = EXECUTORS[0],
     address: str | None = None,
     folder: Path | str | None = None,
+    until: float | None = None,
 ) -> list[Record]:
     """Records of all work in order; what fails does not stop the rest.
 
     work: `total` pieces; a failure stands for one that could not even be begun. label: of the progress. jobs: how many
-    at once (default: one a core, one on a GPU), each with one thread. backend: "processes", or "dask" or "ray" (extra
-    `cluster`) on the cluster at `address` (default: a local one). folder: keeps finished work; what is there, with
-    unchanged settings, code and data, is read instead of run (default: a temporary one, left only if something fails).
-    Raises InputError that names everything that failed and its reason, once all others are finished, or says that a
-    worker process is lost.
+    at once (default: one a core, on a GPU as many as its memory holds), each with one thread. backend: "processes", or
+    "dask" or "ray" (extra `cluster`) on the cluster at `address` (default: a local one). folder: keeps finished work;
+    what is there, with unchanged settings, code and data, is read instead of run (default: a temporary one, left only
+    if something fails). until: by `time.time()`, after it nothing is begun; what is left then raises OutOfTime. Raises
+    InputError that names everything that failed and its reason, once all others are finished, or says that a worker
+    process is lost.
     """
     choose(backend, EXECUTORS, "backend")
     own = None if folder or address else Path(mkdtemp(prefix="ul-runs-"))
     kept = own if folder is None else Path(folder)
     try:
-        found = _carried_out(_tasks(work, kept, strict=own is None), label, total, jobs, backend, address)
+        found = _carried_out(_tasks(work, kept, until, strict=own is None), label, total, jobs, backend, address)
     except Exception as error:
         if type(error).__name__ not in LOST:
             raise
         reason = records.reason(error)[:300]
         raise InputError(f"a worker is lost ({reason}); run again, {_where(kept)}") from error
-    if failed := [f for f in found if isinstance(f, Failure)]:
+    if failed := [f for f in found if isinstance(f, Failure) and not isinstance(f, Left)]:
         reasons = "; ".join(map(str, failed))
         raise InputError(f"{len(failed)} of {len(found)} runs failed: {reasons} ({_where(kept)})")
+    if left := [f for f in found if isinstance(f, Left)]:
+        what = f"{len(left)} of {len(found)} runs are left, the next is {left[0].name}"
+        raise OutOfTime(f"{label}: {what}; {_where(kept)}")
     if own is not None:
         shutil.rmtree(own)
     return cast(list[Record], found)
 
 
 def _tasks(
-    work: Iterable[Job | Failure], kept: Path | None, *, strict: bool
-) -> Iterator[tuple[Job | Failure, Path | None, list[Any]]]:
-    """Work with its file and `store.machine`. Work of code that is not of `ul` has no file; with `strict` it raises
-    ValueError.
+    work: Iterable[Job | Failure], kept: Path | None, until: float | None, *, strict: bool
+) -> Iterator[tuple[Job | Failure, Path | None, list[Any], float | None]]:
+    """Work with its file, `store.machine` and `until`. Work of code that is not of `ul` has no file; with `strict` it
+    raises ValueError.
     """
     wanted = store.machine()
     for job in work:
@@ -115,16 +130,19 @@ def _tasks(
             except ValueError:
                 if strict:
                     raise
-        yield job, path, wanted
+        yield job, path, wanted, until
 
 
-def _finish(job: Job | Failure, path: Path | None, wanted: list[Any]) -> Record | Failure:
+def _finish(job: Job | Failure, path: Path | None, wanted: list[Any], until: float | None) -> Record | Failure:
     """The record of a job: the kept one, or a new one, kept at once by the process that made it, with one thread.
 
-    wanted: `store.machine` where the job comes from; a worker of another kind would give other numbers.
+    wanted: `store.machine` where the job comes from; a worker of another kind would give other numbers. until: after
+    that moment it is left.
     """
     if isinstance(job, Failure):
         return job
+    if until is not None and time.time() > until and _there(job, path) is None:
+        return Left(job.name, "no time was left to begin it")
     if (own := store.machine()) != wanted:
         return Failure(job.name, f"the worker computes otherwise ({own} instead of {wanted}); {MEND}")
     try:
@@ -134,7 +152,7 @@ def _finish(job: Job | Failure, path: Path | None, wanted: list[Any]) -> Record 
         return Failure(job.name, records.reason(error))
 
 
-def _there(job: Job | Failure, path: Path | None, _: list[Any]) -> Record | Failure | None:
+def _there(job: Job | Failure, path: Path | None, *_: Any) -> Record | Failure | None:
     """A failure, or what is kept of a job; None if it has to be run."""
     if isinstance(job, Failure):
         return job

@@ -19,6 +19,7 @@ from ..nets.device import device
 from ..poisons import making
 from ..training import victim
 from . import executor
+from .conditions import seeds_of
 from .description import Images, depends
 from .executor import Job
 from .images import draw, file_name, of_config
@@ -63,14 +64,14 @@ def _wanted(config: Mapping[str, Any], methods: Sequence[str]) -> tuple[list[Ima
     source = DATASETS[choose(config["dataset"], DATASETS, "data set")]
     base = victim.RECIPES[choose(config["architecture"], NETWORKS, "architecture")]
     probe_epochs(config["epochs"], 1)
-    seeds, victims = at_least(config["seeds"], 1, "seeds"), at_least(config["victims"], 0, "victims")
-    if victims > seeds:
-        raise InputError(f"victims is {victims}, but only {seeds} poisons of a method are drawn; give more seeds")
+    seeds, victims = seeds_of(config), at_least(config["victims"], 0, "victims")
+    if victims > len(seeds):
+        raise InputError(f"victims is {victims}, but only {len(seeds)} poisons of a method are drawn; give more seeds")
     if twice := [m for m in methods if list(methods).count(m) > 1]:
         raise InputError(f"{twice[0]} comes twice among the methods; name it once")
     first = of_config(config)
     named = [choose(method, METHODS, "method") for method in methods]
-    draws = [draw(first, method, seed, None) for method in named for seed in range(seeds)]
+    draws = [draw(first, method, seed, None) for method in named for seed in seeds]
     return draws, replace(base, epochs=config["epochs"], flip=base.flip and source.flip)
 
 
@@ -135,7 +136,8 @@ def _victims(
     options: Mapping[str, Any],
 ) -> dict[str, list[Record]]:
     """By method the histories of the victims of its first draws."""
-    architecture, chosen = config["architecture"], [i for i in found if i.poison_seed < config["victims"]]
+    trained_on = seeds_of(config)[: config["victims"]]
+    architecture, chosen = config["architecture"], [i for i in found if i.poison_seed in trained_on]
     work = []
     for images in chosen:
         poison, seed = found[images][0], images.poison_seed

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar, cast
 
 import joblib
+import torch
 from joblib.externals.loky import get_reusable_executor
 
 from ..base import records
@@ -13,10 +14,25 @@ from ..nets.device import device
 T = TypeVar("T")
 
 
+# Nine runs of a ResNet-18 on 10,000 CIFAR-10 images took 66 GB of an H200, and 28 s a run where one alone took 49 s.
+GPU_SHARE, GPU_MOST = 7.5 * 2**30, 9  # bytes that a run may take; more at once were not measured
+
+
 def how_many(total: int, jobs: int | None = None) -> int:
-    """`jobs`, but no more than pieces of work; by default one a core that this process may use, and one on a GPU."""
-    usual = 1 if device().type == "cuda" else joblib.cpu_count()
-    return max(1, min(jobs or usual, total))
+    """`jobs`, but no more than pieces of work.
+
+    By default one a core that this process may use; on a GPU as many of these as its free memory holds, GPU_MOST at
+    most.
+    """
+    return max(1, min(jobs or _usual(), total))
+
+
+def _usual() -> int:
+    cores = joblib.cpu_count()
+    if device().type != "cuda":
+        return cores
+    free, _ = torch.cuda.mem_get_info()
+    return min(int(free // GPU_SHARE), GPU_MOST, cores)
 
 
 def _never(*_: Any) -> None:

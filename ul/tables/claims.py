@@ -10,7 +10,7 @@ from ..base.errors import Record
 from ..base.names import NOISE
 from ..base.stats import fixed
 from . import benchmark, rank_correlations, study_claims
-from .rules import MARGIN, NOT_TESTED, UNDECIDED, all_of, interval_of, judged, shows_none, side, span_of
+from .rules import MARGIN, NOT_RUN, NOT_TESTED, UNDECIDED, all_of, interval_of, judged, shows_none, side, span_of
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,11 @@ def verdicts(
     ]
     rows = [{"claim": name, "part": part} | vars(CLAIMS[name]) | untested | found for name, part, found in parts]
     return pd.DataFrame(rows)[COLUMNS]
+
+
+def undecided_by(table: pd.DataFrame) -> pd.DataFrame:
+    """`verdicts` of runs that the rules were made from: they decide nothing, and what they would say is `seen`."""
+    return table.assign(seen=table["verdict"], verdict=NOT_RUN)
 
 
 # ---- The main setting ----------------------------------------------------------------------------------------------

@@ -181,7 +181,44 @@ def _but_length(run: Record) -> tuple[Any, ...]:
 
 def _end_loss(run: Record) -> float:
     """The logarithm of the training loss of the last epoch."""
-    return float(np.log(run["history"]["train_loss"][-1] + benchmark.TINY))
+    return _loss_at(run, len(run["history"]["train_loss"]))
+
+
+def along_training(runs: list[Record]) -> pd.DataFrame:
+    """SAL beside the training loss of the epoch before each probe: dataset, method, epoch, n, train_loss, sal.
+
+    runs: of one block. Both in nats, geometric means over n seeds, SAL also over layers. A method whose points lie
+    below those of clean images at the same loss is flatter there than its loss alone would make it.
+    """
+    rows = [
+        [run["config"]["dataset"], run["config"]["method"], probe["epoch"], _loss_at(run, probe["epoch"]), log]
+        for run in runs
+        for probe, log in zip(run["sal"], np.log(run_records.sal_matrix(run) + benchmark.TINY).mean(1), strict=True)
+    ]
+    found = pd.DataFrame(rows, columns=["dataset", "method", "epoch", "train_loss", "sal"])
+    groups = found.groupby(["dataset", "method", "epoch"], sort=False)
+    means = np.exp(groups[["train_loss", "sal"]].mean())
+    return means.assign(n=groups.size()).reset_index()[["dataset", "method", "epoch", "n", "train_loss", "sal"]]
+
+
+def _loss_at(run: Record, epoch: int) -> float:
+    """The logarithm of the training loss of this epoch, counted from 1."""
+    return float(np.log(run["history"]["train_loss"][epoch - 1] + benchmark.TINY))
+
+
+def by_length(runs: list[Record]) -> pd.DataFrame:
+    """`benchmark.by_method` of settings that differ in epochs alone: the methods that all lengths of a data set have.
+
+    runs: of one architecture and defense for each data set. Data sets of one length are left out; lengths from short to
+    long.
+    """
+    found = benchmark.by_method(benchmark.benchmark(runs))
+    parts = []
+    for _, part in found.groupby("dataset", sort=False):
+        lengths = part["epochs"].nunique()
+        everywhere = part.groupby("method")["epochs"].transform("nunique") == lengths
+        parts += [part[everywhere].sort_values("epochs", kind="stable")] if lengths > 1 else []
+    return pd.concat(parts, ignore_index=True) if parts else found.iloc[:0]
 
 
 def _more(part: pd.Series) -> list[dict[str, Any]]:

@@ -3,7 +3,11 @@
 from itertools import combinations
 from typing import Any
 
-from ..base.names import METHODS
+import pandas as pd
+
+from ..base.errors import Record
+from ..base.names import CLEAN, METHODS
+from ..base.stats import fixed
 
 # Leaderboard of APBench (column Standard); SEP at 8/255 from the table of image shortcut squeezing (ISS).
 # Sources differ by ten points and more: compare orders, not values.
@@ -97,3 +101,60 @@ def agreeing(measured: dict[str, float]) -> dict[str, str]:
         alike[a] += same
         alike[b] += same
     return {name: f"{alike[name]}/{len(names) - 1}" for name in names} if len(names) > 1 else {}
+
+
+# ---- The paper and its public code ---------------------------------------------------------------------------------
+
+HEADLINE = ("cifar10", "resnet18")
+UNTOLD = "not known here"
+# What the paper says, and what its public code (its state of 2025) does, by what is compared; the last column is ours.
+SETUPS = {
+    "training images": ("50,000, the data set", "49,920 a pass: the last, smaller batch is dropped"),
+    "test images": ("10,000", "10,000"),
+    "epochs, batch": (UNTOLD, "50, 256"),
+    "learning rate": (UNTOLD, "0.1 all along: its milestones lie beyond the last epoch"),
+    "seeds": (UNTOLD, "one (0), of network and batches"),
+    "poison": (UNTOLD, "files that each method's own code wrote"),
+    "SAL measured on": (UNTOLD, "the training set, cropped and flipped anew in every pass"),
+    "SAL's search": ("largest and smallest loss in the ball", "10 passes each way, projected once a pass, lr 0.1"),
+    "SAL's reference": ("the loss", "the epoch's running loss in training mode"),
+    "SAL's epochs": (UNTOLD, "all"),
+    "UD of em": (str(UD["cifar10", "resnet18", "none", "em"]), ""),
+    "UD of tap": (f"{UD['cifar10', 'vit_small', 'none', 'tap']} (ViT)", ""),
+}
+
+
+def beside(runs: list[Record], summary: pd.DataFrame) -> pd.DataFrame:
+    """What the headline's runs here share with the paper and its public code: what, paper, public code, here.
+
+    runs: of one block; summary: rows of `benchmark.by_method`. Accuracies beside the field's are in `values`, for the
+    published recipes alone. Empty for other data, networks or defenses.
+    """
+    columns = ["what", "paper", "public code", "here"]
+    config: Record = runs[0]["config"] if runs else {"dataset": None, "architecture": None, "defense": None}
+    if (config["dataset"], config["architecture"]) != HEADLINE or config["defense"] != "none":
+        return pd.DataFrame(columns=columns)
+    recipe, sal, known = config["recipe"], config["sal"], summary.set_index("method")
+    seeds = sorted({run["config"]["seed"] for run in runs})
+    draws = {run["config"]["poison_seed"] for run in runs if run["config"]["method"] != CLEAN}
+    here = {
+        "training images": f"{runs[0]['data']['train_images']:,}",
+        "test images": f"{runs[0]['data']['test_images']:,}",
+        "epochs, batch": f"{recipe['epochs']}, {recipe['batch_size']}",
+        "learning rate": f"{recipe['lr']:g} after warm-up ({recipe['warmup']:g} of the steps), then cosine to 0",
+        "seeds": f"{len(seeds)} ({seeds[0]} to {seeds[-1]})",
+        "poison": f"made here, recipe {config['poison_recipe']}, {len(draws)} draw{'s' * (len(draws) > 1)}",
+        "SAL measured on": f"{sal['images']} fixed images of the run's own training set, as they are",
+        "SAL's search": f"at most {sal['steps']} steps each way, each projected",
+        "SAL's reference": "the same images in eval mode",
+        "SAL's epochs": ", ".join(map(str, config["probes"])),
+        **{f"UD of {method}": _ud(known, method) for method in ("em", "tap")},
+    }
+    return pd.DataFrame([[what, *SETUPS[what], here[what]] for what in SETUPS], columns=columns)
+
+
+def _ud(known: pd.DataFrame, method: str) -> str:
+    if method not in known.index or not known.loc[method, "ud_layers"] >= 0:
+        return "none"
+    value, low, high = (fixed(known.loc[method, f"ud_layers{end}"]) for end in ("", "_low", "_high"))
+    return f"{value} [{low}, {high}]"

@@ -11,6 +11,7 @@ from ..base.errors import Record
 from ..base.stats import Interval, fixed
 
 HOLDS, FAILS, UNDECIDED, NOT_TESTED = "holds", "does not hold", "undecided", "not tested"
+NOT_RUN = "not run yet"  # the seeds that decide
 LEVEL = 0.05  # of Holm's correction
 
 
