@@ -257,7 +257,7 @@ def test_a_record_says_where_it_was_made_and_how_exactly(serial, monkeypatch):
 def test_a_worker_that_computes_otherwise_is_refused(tmp_path):
     """Another processor's instructions, other packages: its numbers would stand among those of this machine."""
     elsewhere = [{"device": "cpu", "instructions": "avx512"}, *store.machine()[1:]]
-    failure = executor._finish(Job("a run", dict, ()), tmp_path / "a.json", elsewhere)
+    failure = executor._finish(Job("a run", dict, ()), tmp_path / "a.json", elsewhere, None)
     assert isinstance(failure, Failure) and str(failure).startswith("a run: the worker computes otherwise")
     assert str(failure).endswith("`ul.base.arithmetic.settings()` in their environment") and not [*tmp_path.iterdir()]
 
@@ -386,8 +386,11 @@ def test_a_killed_study_loses_no_finished_run(tmp_path, eight):
     completes(tmp_path / "kept", eight)
 
 
+LONG_RAY = pytest.param("ray", "ray", marks=pytest.mark.long)  # it starts for half a minute
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("backend, package", [("processes", None), ("dask", "distributed"), ("ray", "ray")])
+@pytest.mark.parametrize("backend, package", [("processes", None), ("dask", "distributed"), LONG_RAY])
 def test_a_killed_worker_loses_no_finished_run(backend, package, tmp_path, eight):
     """Dask sends its run to another worker; processes and Ray's actors end in one line that says what to do."""
     if package:

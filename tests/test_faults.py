@@ -128,7 +128,7 @@ def test_a_limit_on_files_leaves_what_was_there(tmp_path, kind):
 def test_a_run_that_cannot_be_kept_is_reported(tmp_path):
     with limited():
         job = executor.Job("a run", lambda: dict(RUN), ())
-        failure = executor._finish(job, tmp_path / "kept" / "a.json", store.machine())
+        failure = executor._finish(job, tmp_path / "kept" / "a.json", store.machine(), None)
     assert isinstance(failure, executor.Failure) and failure.name == "a run"
     assert re.search(r"File too large: '.*/kept/a\.json'", str(failure)) and len(str(failure).splitlines()) == 1
     assert contents(tmp_path) == {"kept": None}

@@ -186,7 +186,11 @@ def put_aside(ran):
     shutil.rmtree(aside)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+# One executor serves them all, and is killed in its own tests: of whole stages the others are killed in `make test-long`.
+KILLED = [stage if stage.startswith("sal") else pytest.param(stage, marks=pytest.mark.long) for stage in STAGES]
+
+
+@pytest.mark.parametrize("stage", KILLED)
 def test_a_killed_stage_leaves_nothing_half_written_goes_on_and_ends_in_the_same_bytes(ran, put_aside, stage):
     """`sal` twice at any moment; the others once, as soon as something is finished, which is then read."""
     before = contents(ran / "results" / "smoke") | contents(ran / "build" / "smoke")

@@ -204,9 +204,10 @@ def test_notebooks_without_a_heading_are_named(tmp_path):
 
 
 def shown_well(browser, site: Path, word: str, page: str) -> None:
-    """Every page in a wide and a narrow window; of the modules' pages, which are alike, every tenth."""
-    modules = [name for name in sites.pages(site) if name.startswith("api/")]
-    names = [name for name in sites.pages(site) if name not in modules] + modules[::10]
+    """Every page in a wide and a narrow window; of those that are alike every tenth module and every fifth table."""
+    named = sites.pages(site)
+    modules, tables = ([n for n in named if part in f"/{n}"] for part in ("/api/", "/tables/"))
+    names = [n for n in named if n not in {*modules, *tables}] + modules[::10] + tables[::5]
     assert sites.faults(browser, site, names, 1280) + sites.faults(browser, site, names, 375) == []
     assert any(path.endswith(page) for path in sites.hits(browser, site, word))
 
