@@ -186,7 +186,7 @@ def put_aside(ran):
     shutil.rmtree(aside)
 
 
-# One executor serves them all, and is killed in its own tests: of whole stages the others are killed in `make test-long`.
+# One executor serves them all, and is killed in its own tests; whole stages of the others are in `make test-long`.
 KILLED = [stage if stage.startswith("sal") else pytest.param(stage, marks=pytest.mark.long) for stage in STAGES]
 
 
